@@ -21,6 +21,7 @@ class Series:
     padding: bool (z, y, x), True where nothing was measured (outside the reconstruction circle); None = nowhere.
         `hu` holds the file's own value there, so a writer restores it exactly.
     is_volume: False for slices that form no regular stack and are worked on one by one.
+    positions_mm: where each slice lies along the slice axis, for `is_volume=False` only (a volume's follow from its grid).
     patient: patient ID (an opaque key, never printed in a log).
     name: what messages call the series: a file or a folder name with the series description or number.
     source: the source file's headers; only the package that read the file opens it.
@@ -31,6 +32,7 @@ class Series:
     protocol: ScanProtocol = field(default_factory=ScanProtocol)
     padding: np.ndarray | None = None
     is_volume: bool = True
+    positions_mm: tuple[float, ...] | None = None
     patient: str = ""
     name: str = ""
     source: object | None = field(default=None, repr=False, compare=False)
@@ -49,6 +51,14 @@ class Series:
     def pixel_mm(self) -> tuple[float, float]:
         """In-plane spacing (y, x) in mm."""
         return self.geometry.spacing_mm[1:]
+
+    @property
+    def slice_positions_mm(self) -> np.ndarray | None:
+        """(z,) position of each slice along the slice axis in mm; None for single slices that never said where."""
+        if self.is_volume:
+            start = float(np.dot(self.geometry.origin_mm, self.geometry.direction[0]))
+            return start + self.geometry.spacing_mm[0] * np.arange(len(self.hu))
+        return None if self.positions_mm is None else np.asarray(self.positions_mm, float)
 
     def with_hu(self, hu: np.ndarray, **changes: object) -> Series:
         """The same series with other HU of the same shape; `changes` replaces further fields."""

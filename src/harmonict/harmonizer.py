@@ -1,0 +1,237 @@
+"""Harmonizer: what every method inherits. HU in, HU out, save, load, and the promises that hold for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from harmonict import __version__
+from harmonict.core import HarmonictError, ScanProtocol, Series
+from harmonict.core.padding import fill_padding
+from harmonict.data import SlicePairs
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a method knows of the source beside its pixels: computed once a series, carried with every batch of it.
+
+    pixel_mm: in-plane spacing (y, x). measured: arrays that `describe` added under names of the method's own.
+    note: one line for the user where the source limits what can be done ("" = nothing to say).
+    """
+
+    pixel_mm: tuple[float, float]
+    protocol: ScanProtocol = dataclasses.field(default_factory=ScanProtocol)
+    measured: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+
+class Harmonizer(nn.Module):
+    """A method that turns a series into one that looks as if made with the target protocol.
+
+    A method writes a frozen dataclass `Config`, `fit`, `translate` and, where it needs one, `describe` and `like`.
+    Learned state is parameters and buffers only. `translate` treats every slice on its own: what else is in the batch
+    changes nothing.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    paired: ClassVar[str] = "paired"  # what `fit` learns from: "paired", "unpaired" or "none"
+    Config: ClassVar[Any]
+    window_hu: ClassVar[tuple[float, float] | None] = None  # outside of it the source's HU stay
+
+    def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
+        super().__init__()
+        self.config = self.Config() if config is None else config
+        self.target = target or ScanProtocol()
+
+    # -- what a method writes ------------------------------------------------------------------------------------
+
+    def fit(self, pairs: SlicePairs, run: Any = None) -> Self:
+        """Learn from pairs of slices; `run` is the loop's servant where there is a loop. Returns itself."""
+        raise NotImplementedError
+
+    @classmethod
+    def like(cls, examples: Sequence[Series], config: Any = None) -> Self:
+        """A model from example series of the target protocol alone, where the method can do that."""
+        raise HarmonictError(
+            f"{cls.name} must be fitted first: `harmonict fit {cls.name} --out MODEL ...`, then --model MODEL"
+        )
+
+    def describe(self, series: Series) -> About:
+        """What `translate` must know about the source. Raises HarmonictError where it cannot be found out."""
+        return About(series.pixel_mm, series.protocol)
+
+    def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
+        """Slices (b, 1, h, w) in HU, float32 -> the same slices in HU as the target protocol would show them."""
+        raise NotImplementedError
+
+    # -- what it inherits ----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def harmonize(
+        self,
+        series: Series,
+        target: ScanProtocol | None = None,
+        *,
+        about: About | None = None,
+        slices_at_once: int = 4,
+    ) -> Series:
+        """The series as the target protocol (default: the one that the model was fitted for) would show it.
+
+        Padding is filled before and restored exactly after; outside `window_hu` the source's HU stay. Needs one more
+        copy of the HU and a few slices.
+        """
+        target = target or self.target
+        about = about or self.describe(series)
+        out = np.empty_like(series.hu)
+        for start in range(0, len(out), slices_at_once):
+            part = slice(start, start + slices_at_once)
+            source = series.hu[part]
+            padding = None if series.padding is None else series.padding[part]
+            filled = source if padding is None else fill_padding(source, padding)
+            result = self.translate(torch.from_numpy(np.array(filled[:, None])), target, about)[:, 0].numpy()
+            if not np.isfinite(result).all():
+                raise HarmonictError(f"{series.name}: {self.name} gave NaN or infinite HU from slice {start} on")
+            keep = padding
+            if self.window_hu is not None:
+                outside = (source < self.window_hu[0]) | (source > self.window_hu[1])
+                keep = outside if keep is None else keep | outside
+            out[part] = result
+            if keep is not None:
+                np.copyto(out[part], source, where=keep)
+        changes = {k: v for k, v in target.as_dict().items() if v is not None}
+        return series.with_hu(out, protocol=series.protocol.with_(**changes))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of method, configuration, target and learned state: same digest, same HU."""
+        return hashlib.sha256(json.dumps(self._config_json(), sort_keys=True).encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `weights.safetensors` into `folder`, whole or not at all."""
+        folder = Path(folder)
+        if folder.exists() and not (folder / CONFIG_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+            raise HarmonictError(f"{folder} is there and is no model; choose another --out")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            try:
+                (temporary / WEIGHTS_FILE).write_bytes(self._weights())
+                (temporary / CONFIG_FILE).write_text(json.dumps(self._config_json(), indent=2) + "\n")
+                os.chmod(temporary, 0o755)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                os.replace(temporary, folder)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise HarmonictError(f"cannot write the model {folder}: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote. Raises HarmonictError where a file is missing or its SHA-256 does not match."""
+        saved = read_config(folder)
+        if saved["method"] != cls.name:
+            raise HarmonictError(f"{folder} holds a model of {saved['method']}, not of {cls.name}")
+        try:
+            weights = (Path(folder) / WEIGHTS_FILE).read_bytes()
+            if hashlib.sha256(weights).hexdigest() != saved["weights_sha256"]:
+                raise HarmonictError(f"{folder}: {WEIGHTS_FILE} does not match its SHA-256; copy the model again")
+            model = cls(make_config(cls.Config, saved["config"]), target=ScanProtocol(**saved["target"]))
+            state = load_tensors(weights)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise HarmonictError(f"{folder} is not a whole model: {' '.join(str(error).split())}") from None
+        for key, value in state.items():  # buffers that `fit` creates have no shape before it
+            owner, _, leaf = key.rpartition(".")
+            module = model.get_submodule(owner)
+            if leaf in module._buffers:
+                module.register_buffer(leaf, value)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise HarmonictError(
+                f"{folder}: weights and config.json do not fit: {' '.join(str(error).split())}"
+            ) from None
+        return model.eval()
+
+    def _weights(self) -> bytes:
+        return save_tensors({k: v.detach().cpu().contiguous() for k, v in sorted(self.state_dict().items())})
+
+    def _config_json(self) -> dict[str, Any]:
+        return {
+            "format": "harmonict-model-1",
+            "method": self.name,
+            "config": dataclasses.asdict(self.config),
+            "target": {k: v for k, v in self.target.as_dict().items() if v is not None},
+            "weights_sha256": hashlib.sha256(self._weights()).hexdigest(),
+            "harmonict": __version__,
+        }
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The `config.json` of a saved model. Raises HarmonictError where there is none or it is of another kind."""
+    path = Path(folder) / CONFIG_FILE
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise HarmonictError(f"{folder} is no model: {CONFIG_FILE} is missing or not JSON") from None
+    if not isinstance(saved, dict) or saved.get("format") != "harmonict-model-1":
+        raise HarmonictError(f"{path} is not the configuration of a harmonict model")
+    return saved
+
+
+def make_config(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A method's Config from KEY -> VALUE; strings are read as the field's type.
+
+    Raises HarmonictError on an unknown key (the known ones are listed) or a value of the wrong kind.
+    """
+    types = typing.get_type_hints(kind)
+    read = {}
+    for key, value in values.items():
+        if key not in types:
+            raise HarmonictError(
+                f"unknown setting {key!r}; known: {', '.join(f.name for f in dataclasses.fields(kind))}"
+            )
+        read[key] = _as_type(key, value, types[key])
+    try:
+        return kind(**read)
+    except ValueError as error:
+        raise HarmonictError(str(error)) from None
+
+
+def _as_type(key: str, value: Any, wanted: Any) -> Any:
+    options = [t for t in typing.get_args(wanted) if t is not type(None)]
+    if typing.get_origin(wanted) is typing.Literal:
+        if value not in options:
+            raise HarmonictError(f"{key} must be one of {', '.join(map(str, options))}; got {value!r}")
+        return value
+    if typing.get_origin(wanted) is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(_as_type(key, part, options[0]) for part in parts)
+    if type(None) in typing.get_args(wanted):
+        return None if value in (None, "none", "None") else _as_type(key, value, options[0])
+    try:
+        if wanted is bool and isinstance(value, str):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        if wanted is int and float(value) != int(float(value)):
+            raise ValueError
+        return int(float(value)) if wanted is int else wanted(value)
+    except (ValueError, TypeError, KeyError):
+        raise HarmonictError(f"{key} must be {wanted.__name__}, got {value!r}") from None

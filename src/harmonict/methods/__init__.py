@@ -1,0 +1,26 @@
+"""One file for each method; METHODS names them for the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harmonict.core import HarmonictError
+from harmonict.harmonizer import Harmonizer, read_config
+from harmonict.methods.histogram import Histogram
+from harmonict.methods.identity import Identity
+from harmonict.methods.mtf_ratio import MTFRatio
+
+METHODS: dict[str, type[Harmonizer]] = {m.name: m for m in (Identity, Histogram, MTFRatio)}
+
+
+def get_method(name: str) -> type[Harmonizer]:
+    """The class of a method. Raises HarmonictError that lists the methods where there is none of that name."""
+    try:
+        return METHODS[name]
+    except KeyError:
+        raise HarmonictError(f"no method {name!r}; there are: {', '.join(METHODS)}") from None
+
+
+def load_model(folder: str | Path) -> Harmonizer:
+    """A saved model of whatever method."""
+    return get_method(read_config(folder)["method"]).load(folder)
