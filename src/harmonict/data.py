@@ -36,13 +36,14 @@ class SlicePairs(Sequence[SlicePair]):
         for source, _, target, _ in items:
             if source.hu.shape[1:] != target.hu.shape[1:]:
                 raise HarmonictError(
-                    f"{source.name} has slices of {source.hu.shape[1:]} pixels, {target.name} of {target.hu.shape[1:]}: "
-                    "pairs must lie on one grid"
+                    f"{source.name} has slices of {source.hu.shape[1:]} pixels, {target.name} of "
+                    f"{target.hu.shape[1:]}: pairs must lie on one grid"
                 )
             if not np.allclose(source.pixel_mm, target.pixel_mm, rtol=1e-3):
                 raise HarmonictError(
-                    f"{source.name} has pixels of {source.pixel_mm[1]:g} mm, {target.name} of {target.pixel_mm[1]:g} mm: "
-                    "pairs must lie on one grid; if a header lies, give the true size with --spacing-mm"
+                    f"{source.name} has pixels of {source.pixel_mm[1]:g} mm, {target.name} of "
+                    f"{target.pixel_mm[1]:g} mm: pairs must lie on one grid; if a header lies, give the true size with "
+                    "--spacing-mm"
                 )
         self._items = list(items)
 

@@ -166,9 +166,8 @@ class Harmonizer(nn.Module):
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
-            raise HarmonictError(
-                f"{folder}: weights and config.json do not fit: {' '.join(str(error).split())}"
-            ) from None
+            words = " ".join(str(error).split())
+            raise HarmonictError(f"{folder}: weights and config.json do not fit: {words}") from None
         return model.eval()
 
     def _weights(self) -> bytes:

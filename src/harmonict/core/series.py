@@ -21,7 +21,7 @@ class Series:
     padding: bool (z, y, x), True where nothing was measured (outside the reconstruction circle); None = nowhere.
         `hu` holds the file's own value there, so a writer restores it exactly.
     is_volume: False for slices that form no regular stack and are worked on one by one.
-    positions_mm: where each slice lies along the slice axis, for `is_volume=False` only (a volume's follow from its grid).
+    positions_mm: where each slice lies along the slice axis, for `is_volume=False` only (a volume's grid says it).
     patient: patient ID (an opaque key, never printed in a log).
     name: what messages call the series: a file or a folder name with the series description or number.
     source: the source file's headers; only the package that read the file opens it.

@@ -5,9 +5,9 @@
     cumulative histogram of the input                              Histogram.describe, of the whole series
     output = inverse reference CDF (input CDF)                     Histogram.translate
 Symbols: F source CDF, G reference CDF, z = G^-1(F(x)).
-Departures: 1. both CDFs are sampled at `levels` quantiles and joined by straight lines, so that equal HU stay equal and the
-map is continuous. 2. The source CDF is the series', not the slice's: a slice then does not depend on how much lung
-happens to be in it. 3. Padding is not counted.
+Departures: 1. both CDFs are sampled at `levels` quantiles and joined by straight lines, so that equal HU stay equal
+and the map is continuous. 2. The source CDF is the series', not the slice's: a slice then does not depend on how much
+lung happens to be in it. 3. Padding is not counted.
 """
 
 from __future__ import annotations
