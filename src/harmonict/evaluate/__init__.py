@@ -1,0 +1,1 @@
+"""What a harmonization did: tables of image quality, reproducibility and biology. Draws nothing."""
