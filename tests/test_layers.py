@@ -18,7 +18,8 @@ LEVELS = [
     {"methods"},
     {"evaluate"},
     {"scale", "report"},
-    {"pipeline", "cli", "__main__"},
+    {"harmonize_cohort"},
+    {"cli", "__main__"},
 ]
 LEVEL = {name: n for n, names in enumerate(LEVELS) for name in names}
 HOMES = {

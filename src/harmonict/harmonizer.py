@@ -23,6 +23,7 @@ from harmonict import __version__
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.padding import fill_padding
 from harmonict.data import SlicePairs
+from harmonict.physics.kernel import Kernel
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
 
@@ -73,8 +74,13 @@ class Harmonizer(nn.Module):
             f"{cls.name} must be fitted first: `harmonict fit {cls.name} --out MODEL ...`, then --model MODEL"
         )
 
-    def describe(self, series: Series) -> About:
-        """What `translate` must know about the source. Raises HarmonictError where it cannot be found out."""
+    def describe(self, series: Series, *, source_mtf: Kernel | None = None) -> About:
+        """What `translate` must know about the source; `source_mtf`: the user's own curve instead of a measurement.
+
+        Raises HarmonictError where it cannot be found out, or where a method has no use for a source MTF.
+        """
+        if source_mtf is not None:
+            raise HarmonictError(f"{self.name} does not use the source's MTF: leave --source-mtf out")
         return About(series.pixel_mm, series.protocol)
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:

@@ -13,7 +13,7 @@ lung happens to be in it. 3. Padding is not counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.data import SlicePairs
 from harmonict.harmonizer import About, Harmonizer
+from harmonict.physics.kernel import Kernel
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class Histogram(Harmonizer):
         model.reference_hu = torch.from_numpy(_quantiles(values, model.config.levels))
         return model
 
-    def describe(self, series: Series) -> About:
-        quantiles = _quantiles(_measured(series), self.config.levels)
-        return About(series.pixel_mm, series.protocol, {"source_hu": quantiles})
+    def describe(self, series: Series, *, source_mtf: Kernel | None = None) -> About:
+        about = super().describe(series, source_mtf=source_mtf)
+        return replace(about, measured={"source_hu": _quantiles(_measured(series), self.config.levels)})
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
         if not len(self.reference_hu):

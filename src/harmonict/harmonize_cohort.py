@@ -1,0 +1,258 @@
+"""The main job: every series below a path through one model, written as it came, with a row for each and its reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harmonict import __version__
+from harmonict.core import HarmonictError, ScanProtocol, Series
+from harmonict.core.cohort import cohort_table, read_cohort, write_cohort
+from harmonict.dicom.inventory import FoundSeries, find_series
+from harmonict.dicom.masks import mask_references, write_masks
+from harmonict.dicom.write import Derivation, derived_series_uid, stale_temporaries, write_series
+from harmonict.harmonizer import About, Harmonizer
+from harmonict.methods import load_model
+from harmonict.physics.kernel import Kernel
+from harmonict.physics.mtf import skin_air_mtf
+from harmonict.physics.nps import uniform_noise_sd
+from harmonict.scale import map_series
+from harmonict.volumes import write_volume
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a worker needs for one series."""
+
+    found: FoundSeries
+    root: Path  # what the user named; volumes keep their place below it
+    out: Path
+    model: Path
+    source_mtf: Kernel | None
+    spacing_mm: tuple[float, float] | None
+    masks: tuple[Path, ...]
+    key: str
+
+
+def harmonize_cohort(
+    path: str | Path,
+    out: str | Path,
+    model: Harmonizer,
+    *,
+    slicewise: bool = False,
+    spacing_mm: tuple[float, float] | None = None,
+    source_mtf: Kernel | None = None,
+    masks: Sequence[Path] | None = None,
+    jobs: int = 1,
+    progress: Callable[[int, int, dict[str, Any]], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> pd.DataFrame:
+    """Harmonize every series below `path` into `out`; returns the cohort table that `out/cohort.csv` holds.
+
+    One row a series: what was measured before and after, state "done", "failed" or "left_out", and the reason. A series
+    that an earlier run finished with the same model is not done again. masks: RTSTRUCT and SEG files or folders of them
+    to copy so that they refer to the new series; an empty list takes those found below `path`, None copies none.
+    Raises HarmonictError where nothing can be done at all.
+    """
+    path, out = Path(path), Path(out)
+    inventory = find_series(path, slicewise=slicewise)
+    if not inventory.found:
+        reasons = sorted({row["reason"] for row in inventory.left_out})
+        why = f": {'; '.join(reasons[:3])}" if reasons else ""
+        raise HarmonictError(f"no CT series to harmonize in {path}{why}")
+    _check_place(path, out)
+    earlier = _earlier(out)
+    stale = stale_temporaries(out)
+    if earlier or stale:
+        say(f"{out} holds {len(earlier)} finished series and {len(stale)} unfinished from an earlier run: going on")
+    for folder in stale:
+        shutil.rmtree(folder, ignore_errors=True)
+    mask_files = _mask_files(masks, inventory.masks)
+    rows: list[dict[str, Any]] = [{**row, "state": "left_out"} for row in inventory.left_out]
+    tasks = []
+    with tempfile.TemporaryDirectory(prefix="harmonict-") as scratch:
+        model_folder = Path(scratch) / "model"
+        model.save(model_folder)
+        for found in inventory.found:
+            key = _key(found, model, source_mtf, spacing_mm)
+            if key in earlier and Path(earlier[key]["path"]).exists():
+                rows.append(earlier[key])
+            else:
+                wanted = tuple(f for f in mask_files if mask_references(f, found.series))
+                tasks.append(Task(found, path, out, model_folder, source_mtf, spacing_mm, wanted, key))
+        write_cohort(cohort_table(rows), out / "cohort.csv")
+        for n, (index, result) in enumerate(map_series(harmonize_one, tasks, jobs=jobs)):
+            if isinstance(result, HarmonictError):
+                result = {**tasks[index].found.row(), "state": "failed", "reason": str(result)}
+            rows.append(result)
+            write_cohort(cohort_table(rows), out / "cohort.csv")
+            if progress:
+                progress(n + 1, len(tasks), result)
+    table = cohort_table(rows).sort_values(["patient", "series"], kind="stable", na_position="last")
+    write_cohort(table, out / "cohort.csv")
+    return table.reset_index(drop=True)
+
+
+def harmonize_one(task: Task) -> dict[str, Any]:
+    """Read, measure, harmonize, write and measure one series; returns its row of the cohort table."""
+    model = load_model(task.model)
+    series = task.found.read()
+    if task.spacing_mm is not None:
+        series = with_pixel_mm(series, task.spacing_mm)
+    about = model.describe(series, source_mtf=task.source_mtf)
+    result = model.harmonize(series, about=about)
+    row = task.found.row()
+    row |= {
+        "role": "derived",
+        "derived_from": task.found.series,
+        "made_by": f"{model.name} {model.digest[:12]}",
+        "digest": task.key,
+        **result.protocol.as_dict(),
+        "state": "done",
+        "reason": about.note,
+        "source_kernel": series.protocol.kernel,
+        **_change(series, result),
+        "source_f50_per_mm": _measure(lambda: skin_air_mtf(series).f50_per_mm),
+        "f50_per_mm": _measure(lambda: skin_air_mtf(result).f50_per_mm),
+        "source_noise_hu": _measure(lambda: uniform_noise_sd(series)),
+        "noise_hu": _measure(lambda: uniform_noise_sd(result)),
+    }
+    if task.found.format == "dicom":
+        derivation = derivation_of(model, about)
+        uid = derived_series_uid(series, derivation)
+        folder = task.out / _safe(series.patient) / uid
+        report = write_series(result, folder, derivation)
+        row |= {"path": str(folder), "series": uid, "format": "dicom", "clipped_voxels": report.clipped_voxels}
+        if task.masks:
+            written = write_masks(task.masks, series, folder, folder.parent / f"{uid}-masks")
+            row["masks"] = ";".join(str(f) for f in written)
+    else:
+        target = volume_place(task.found.paths[0], task.root, task.out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        row |= {"path": str(target), "series": target.name, "clipped_voxels": write_volume(result, target)}
+    return row
+
+
+def derivation_of(model: Harmonizer, about: About) -> Derivation:
+    """What the DICOM headers say of how the series was made."""
+    settings = ", ".join(f"{k}={v}" for k, v in vars(model.config).items())
+    measured = hashlib.sha256()
+    for name, values in sorted(about.measured.items()):
+        measured.update(name.encode() + np.ascontiguousarray(values).tobytes())
+    parameters = f"{settings}; source measured {measured.hexdigest()[:12]}" if about.measured else settings
+    return Derivation(model.name, model.digest, parameters, target_label(model.target), __version__)
+
+
+def target_label(target: ScanProtocol) -> str:
+    """A target in words; a target that is only a measured curve has no name."""
+    return target.label() if any(v is not None for v in target.as_dict().values()) else "measured target"
+
+
+def with_pixel_mm(series: Series, spacing_mm: tuple[float, float]) -> Series:
+    """The series with another in-plane spacing (y, x): for headers that lie."""
+    geometry = replace(series.geometry, spacing_mm=(series.geometry.spacing_mm[0], *spacing_mm))
+    return replace(series, geometry=geometry)
+
+
+def volume_place(source: Path, root: Path, out: Path) -> Path:
+    """Where the result of a NIfTI, NRRD or MHA file goes: the same name and format at the same place below `out`."""
+    if root.is_file():
+        return out / source.name
+    return out / source.relative_to(root)
+
+
+def write_qc(table: pd.DataFrame, path: str | Path) -> None:
+    """What was done to each series, as JSON."""
+    rows = json.loads(table.to_json(orient="records"))
+    _write_text(Path(path), json.dumps({"harmonict": __version__, "series": rows}, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise HarmonictError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _check_place(path: Path, out: Path) -> None:
+    source = (path if path.is_dir() else path.parent).resolve()
+    if out.exists() and not out.is_dir():
+        raise HarmonictError(f"{out} is a file; the output must be a folder")
+    if path.is_dir() and (out.resolve() == source or out.resolve().is_relative_to(source)):
+        raise HarmonictError(f"the output {out} lies inside the input {path}; choose a folder outside of it")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise HarmonictError(f"cannot write to {out}: {error.strerror}; choose another output folder") from None
+
+
+def _earlier(out: Path) -> dict[str, dict[str, Any]]:
+    """Finished rows of an earlier run by their key."""
+    if not (out / "cohort.csv").is_file():
+        return {}
+    table = read_cohort(out / "cohort.csv").astype(object)
+    rows = table.where(table.notna(), None).to_dict("records")
+    return {str(row["digest"]): row for row in rows if row["state"] == "done"}
+
+
+def _mask_files(masks: Sequence[Path] | None, found: Sequence[Path]) -> list[Path]:
+    if masks is None:
+        return []
+    if not masks:
+        return list(found)
+    files: list[Path] = []
+    for place in masks:
+        if not place.exists():
+            raise HarmonictError(f"no masks at {place}")
+        files += find_series(place).masks if place.is_dir() else [place]
+    return files
+
+
+def _key(found: FoundSeries, model: Harmonizer, source_mtf: Kernel | None, spacing: tuple[float, float] | None) -> str:
+    """What decides the output: the source files, the model, and what the user said of the source."""
+    mtf = "" if source_mtf is None else (source_mtf.frequency_per_mm.tolist(), source_mtf.mtf.tolist())
+    return hashlib.sha256(f"{found.row()['digest']} {model.digest} {mtf} {spacing}".encode()).hexdigest()
+
+
+def _change(before: Series, after: Series) -> dict[str, float]:
+    """Mean, SD and largest size of the change in HU, slice by slice so that no full copy is made."""
+    total = squares = largest = 0.0
+    for a, b in zip(before.hu, after.hu, strict=True):
+        difference = (b - a).astype(np.float64)
+        total += difference.sum()
+        squares += np.square(difference).sum()
+        largest = max(largest, float(np.abs(difference).max()))
+    mean = total / before.hu.size
+    return {
+        "mean_change_hu": round(mean, 3),
+        "sd_change_hu": round(float(np.sqrt(max(squares / before.hu.size - mean**2, 0))), 3),
+        "largest_change_hu": round(largest, 1),
+    }
+
+
+def _measure(measure: Callable[[], float]) -> float:
+    """A measurement for the table, or nothing where the image does not allow it."""
+    try:
+        return round(float(measure()), 4)
+    except HarmonictError:
+        return float("nan")
+
+
+def _safe(name: str) -> str:
+    """A patient ID as a folder name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "unnamed"
