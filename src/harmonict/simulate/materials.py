@@ -1,7 +1,7 @@
 """Tissues as materials: elements and density -> mu(E) -> the HU that a scanner at each kVp would show.
 
-Sources. Mass attenuation coefficients: NIST Standard Reference Database 126 (Hubbell and Seltzer), total attenuation with
-coherent scattering. Compositions and densities: ICRU Report 44 (table 4.1) and Report 46, blood and contrast by mixing.
+Sources. Mass attenuation coefficients: NIST Standard Reference Database 126 (Hubbell and Seltzer), with coherent
+scattering. Compositions and densities: ICRU Report 44 (table 4.1) and Report 46, blood and contrast by mixing.
 Spectrum: Kramers' law behind 6 mm Al and 200 mm water (a chest), energy-weighted as an energy-integrating detector sees
 it; tungsten lines and a vendor's own filters are left out, so 1 mg/ml of iodine is 28 HU at 120 kVp where clinical
 scanners show 25 to 26: high-Z contrast is right to about 10 %, soft tissue to a few HU. Water is 0 and air -1000 by
@@ -40,94 +40,35 @@ _MASS_ATTENUATION = {
 _IODINE_KEV = (20.0, 30.0, 33.168, 33.170, 40.0, 50.0, 60.0, 80.0, 100.0, 150.0)
 _IODINE = (25.43, 8.561, 6.553, 35.82, 22.10, 12.32, 7.579, 3.510, 1.942, 0.6978)
 
-# name: (density g/cm^3, mass fractions)
+# name -> (density g/cm^3, mass fractions), written in parts per thousand; the plastics of the Lungman-like phantom are guesses fitted to its HU
 COMPOSITIONS: dict[str, tuple[float, dict[str, float]]] = {
-    "air": (0.001205, {"N": 0.755, "O": 0.232, "Ar": 0.013}),
-    "water": (1.0, {"H": 0.111898, "O": 0.888102}),
-    "fat": (0.93, {"H": 0.116, "C": 0.681, "N": 0.002, "O": 0.198, "Na": 0.001, "S": 0.001, "Cl": 0.001}),
-    "muscle": (
-        1.05,
-        {"H": 0.102, "C": 0.143, "N": 0.034, "O": 0.710, "Na": 0.001, "P": 0.002, "S": 0.003, "Cl": 0.001, "K": 0.004},
-    ),
-    "skin": (
-        1.09,
-        {"H": 0.100, "C": 0.204, "N": 0.042, "O": 0.645, "Na": 0.002, "P": 0.001, "S": 0.002, "Cl": 0.003, "K": 0.001},
-    ),
-    "blood": (
-        1.05,
-        # fmt: off
-        {
-            "H": 0.102,
-            "C": 0.110,
-            "N": 0.033,
-            "O": 0.745,
-            "Na": 0.001,
-            "P": 0.001,
-            "S": 0.002,
-            "Cl": 0.003,
-            "K": 0.002,
-            "Fe": 0.001,
-        },
-        # fmt: on
-    ),
-    "lung_tissue": (
-        1.05,
-        {"H": 0.103, "C": 0.105, "N": 0.031, "O": 0.749, "Na": 0.002, "P": 0.002, "S": 0.003, "Cl": 0.003, "K": 0.002},
-    ),
-    "liver": (
-        1.06,
-        {"H": 0.102, "C": 0.139, "N": 0.030, "O": 0.716, "Na": 0.002, "P": 0.003, "S": 0.003, "Cl": 0.002, "K": 0.003},
-    ),
-    "spleen": (
-        1.055,
-        {"H": 0.103, "C": 0.113, "N": 0.032, "O": 0.741, "Na": 0.001, "P": 0.003, "S": 0.002, "Cl": 0.002, "K": 0.003},
-    ),
-    "gland": (1.02, {"H": 0.106, "C": 0.332, "N": 0.030, "O": 0.527, "Na": 0.001, "P": 0.001, "S": 0.002, "Cl": 0.001}),
-    "cartilage": (
-        1.10,
-        {"H": 0.096, "C": 0.099, "N": 0.022, "O": 0.744, "Na": 0.005, "P": 0.022, "S": 0.009, "Cl": 0.003},
-    ),
-    "cortical_bone": (
-        1.92,
-        {"H": 0.034, "C": 0.155, "N": 0.042, "O": 0.435, "Na": 0.001, "Mg": 0.002, "P": 0.103, "S": 0.003, "Ca": 0.225},
-    ),
-    # vertebral and rib marrow space: ICRU 44 "spongiosa" at two densities
-    "spongiosa": (
-        1.18,
-        # fmt: off
-        {
-            "H": 0.085,
-            "C": 0.404,
-            "N": 0.028,
-            "O": 0.367,
-            "Na": 0.001,
-            "Mg": 0.001,
-            "P": 0.034,
-            "S": 0.002,
-            "Cl": 0.002,
-            "K": 0.001,
-            "Ca": 0.074,
-            "Fe": 0.001,
-        },
-        # fmt: on
-    ),
-    "marrow": (
-        1.0,
-        {"H": 0.110, "C": 0.529, "N": 0.021, "O": 0.335, "P": 0.001, "S": 0.0015, "Cl": 0.0015, "K": 0.001},
-    ),
-    "csf": (1.007, {"H": 0.1107, "O": 0.880, "Na": 0.0045, "Cl": 0.0048}),
-    "cord": (
-        1.04,
-        {"H": 0.107, "C": 0.145, "N": 0.022, "O": 0.712, "Na": 0.002, "P": 0.004, "S": 0.002, "Cl": 0.003, "K": 0.003},
-    ),
-    "carbon_fibre": (1.55, {"H": 0.02, "C": 0.88, "N": 0.03, "O": 0.07}),
-    "foam": (0.06, {"H": 0.08, "C": 0.60, "O": 0.32}),
-    "acrylic": (1.19, {"H": 0.0805, "C": 0.5998, "O": 0.3196}),
-    "polyethylene": (0.92, {"H": 0.1437, "C": 0.8563}),
-    "delrin": (1.42, {"H": 0.0671, "C": 0.4000, "O": 0.5329}),
-    "polyurethane": (1.06, {"H": 0.085, "C": 0.640, "N": 0.045, "O": 0.230}),
-    "epoxy_bone": (1.45, {"H": 0.055, "C": 0.52, "N": 0.02, "O": 0.29, "Ca": 0.115}),
-    "urethane_tumour": (1.11, {"H": 0.080, "C": 0.60, "N": 0.045, "O": 0.235, "P": 0.013, "Ca": 0.027}),
+    name: (density, dict(zip(mix.split()[::2], (float(v) / 1000 for v in mix.split()[1::2]), strict=True)))
+    for name, density, mix in (
+        ("air", 0.001205, "N 755 O 232 Ar 13"),
+        ("water", 1, "H 111.898 O 888.102"),
+        ("fat", 0.93, "H 116 C 681 N 2 O 198 Na 1 S 1 Cl 1"),
+        ("muscle", 1.05, "H 102 C 143 N 34 O 710 Na 1 P 2 S 3 Cl 1 K 4"),
+        ("skin", 1.09, "H 100 C 204 N 42 O 645 Na 2 P 1 S 2 Cl 3 K 1"),
+        ("blood", 1.05, "H 102 C 110 N 33 O 745 Na 1 P 1 S 2 Cl 3 K 2 Fe 1"),
+        ("lung_tissue", 1.05, "H 103 C 105 N 31 O 749 Na 2 P 2 S 3 Cl 3 K 2"),
+        ("liver", 1.06, "H 102 C 139 N 30 O 716 Na 2 P 3 S 3 Cl 2 K 3"),
+        ("spleen", 1.055, "H 103 C 113 N 32 O 741 Na 1 P 3 S 2 Cl 2 K 3"),
+        ("gland", 1.02, "H 106 C 332 N 30 O 527 Na 1 P 1 S 2 Cl 1"),
+        ("cartilage", 1.1, "H 96 C 99 N 22 O 744 Na 5 P 22 S 9 Cl 3"),
+        ("cortical_bone", 1.92, "H 34 C 155 N 42 O 435 Na 1 Mg 2 P 103 S 3 Ca 225"),
+        ("spongiosa", 1.18, "H 85 C 404 N 28 O 367 Na 1 Mg 1 P 34 S 2 Cl 2 K 1 Ca 74 Fe 1"),
+        ("marrow", 1, "H 110 C 529 N 21 O 335 P 1 S 1.5 Cl 1.5 K 1"),
+        ("csf", 1.007, "H 110.7 O 880 Na 4.5 Cl 4.8"),
+        ("cord", 1.04, "H 107 C 145 N 22 O 712 Na 2 P 4 S 2 Cl 3 K 3"),
+        ("carbon_fibre", 1.55, "H 20 C 880 N 30 O 70"),
+        ("foam", 0.06, "H 80 C 600 O 320"),
+        ("acrylic", 1.19, "H 80.5 C 599.8 O 319.6"),
+        ("polyethylene", 0.92, "H 143.7 C 856.3"),
+        ("delrin", 1.42, "H 67.1 C 400 O 532.9"),
+        ("polyurethane", 1.06, "H 85 C 640 N 45 O 230"),
+        ("epoxy_bone", 1.45, "H 55 C 520 N 20 O 290 Ca 115"),
+        ("urethane_tumour", 1.11, "H 80 C 600 N 45 O 235 P 13 Ca 27"),
+    )
 }
 
 
@@ -171,7 +112,7 @@ def check_kvp(kvp: float) -> int:
     """The tabulated kVp, or HarmonictError naming those that are."""
     if round(float(kvp), 3) not in KVP:
         raise HarmonictError(f"materials are tabulated at {', '.join(map(str, KVP))} kVp, got {kvp:g}")
-    return int(round(kvp))
+    return round(kvp)
 
 
 def _mu(kvp: int, density: float, composition: dict[str, float]) -> float:

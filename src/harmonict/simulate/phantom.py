@@ -1,8 +1,8 @@
 """Digital objects with a known truth: computational patients, QA phantoms, and any scan taken as one.
 
 A `Patient` is a few numbers drawn from a seed; `patient.slab(...)` evaluates its shapes at the slices asked for and
-nowhere else. Coordinates are millimetres: x to the patient's left, y to the back, z to the head; (0, 0) is the centre of
-the field of view. Boundaries are painted by their signed distance, so a pixel holds the share of each tissue in it.
+nowhere else. Coordinates are millimetres: x to the patient's left, y to the back, z to the head; (0, 0) is the centre
+of the field of view. Boundaries are painted by their signed distance, so a pixel holds the share of each tissue in it.
 """
 
 from __future__ import annotations
@@ -144,13 +144,9 @@ def grid_of(
     if not fov_mm > 0 or min(shape) < 2:
         raise HarmonictError(f"expected a field of view above 0 mm and at least 2x2 pixels, got {fov_mm} mm, {shape}")
     if not spacing_mm >= MIN_SPACING_MM:
-        raise HarmonictError(
-            f"slices of {spacing_mm:g} mm are finer than the phantom's {MIN_SPACING_MM} mm; take thicker"
-        )
+        raise HarmonictError(f"slices of {spacing_mm:g} mm are finer than the phantom's sampling, {MIN_SPACING_MM} mm")
     if len(z) > 1 and not np.allclose(np.diff(z), spacing_mm, rtol=0, atol=1e-3):
-        raise HarmonictError(
-            f"slice centres must lie spacing_mm = {spacing_mm:g} mm apart, upwards; call once per stack"
-        )
+        raise HarmonictError(f"slice centres must lie spacing_mm = {spacing_mm:g} mm apart, upwards")
     ny, nx = shape
     pixel = fov_mm / nx
     return z, (np.arange(nx) - (nx - 1) / 2) * pixel, (np.arange(ny) - (ny - 1) / 2) * pixel, pixel
@@ -174,10 +170,10 @@ def _disc_cover(x: np.ndarray, y: np.ndarray, cx: float, cy: float, radius: floa
     dy = y[rows][:, None, None] + sub[None, :, None] - cy
     share = (dx**2 + dy**2 < radius**2).mean((1, 2))
     cover[rows, columns] = share
-    # the border pixels are scaled so that the whole has exactly the disc's area: a thin wire keeps its mass
+    # the border of a small disc is scaled so that the whole has exactly its area: a thin wire keeps its mass
     inner = cover.sum() - share.sum()
     wanted = np.pi * radius**2 / pixel**2 - inner
     inside_grid = abs(cx) + radius < -x[0] and abs(cy) + radius < -y[0]
-    if inside_grid and share.sum() > 0:
+    if inside_grid and radius < 3 * pixel and share.sum() > 0:
         cover[rows, columns] = share * wanted / share.sum()
     return cover
