@@ -47,3 +47,12 @@ def test_what_is_no_pair_is_refused_in_words(source, target, words):
 def test_the_target_protocol_is_what_all_targets_share():
     targets = [series(1, name=n, kernel="B70") for n in "ab"]
     assert pair_series([series(1, name=n) for n in "ab"], targets).target_protocol.kernel == "B70"
+
+
+def test_whole_series_are_cut_down_to_the_slices_that_pair():
+    pairs = pair_series([series(4, z0=0)], [series(4, z0=6, value=100)])
+    ((source, target),) = pairs.whole_series()
+    assert source.hu[:, 0, 0].tolist() == [2, 3] and target.hu[:, 0, 0].tolist() == [100, 101]
+    assert source.is_volume and np.allclose(source.slice_positions_mm, target.slice_positions_mm)
+    ((thin, thick),) = pair_series([series(7, dz=1.0)], [series(3, dz=3.0)]).whole_series()
+    assert not thin.is_volume and thin.slice_positions_mm.tolist() == [0, 3, 6] and thick.is_volume

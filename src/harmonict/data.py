@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,6 +65,16 @@ class SlicePairs(Sequence[SlicePair]):
     def __iter__(self) -> Iterator[SlicePair]:
         return (self[n] for n in range(len(self)))
 
+    def whole_series(self) -> list[tuple[Series, Series]]:
+        """(source, target) series cut down to the slices that pair, in order: for evaluation over whole series."""
+        by_series: dict[tuple[int, int], list[tuple[Series, int, Series, int]]] = {}
+        for item in self._items:
+            by_series.setdefault((id(item[0]), id(item[2])), []).append(item)
+        return [
+            (_take(items[0][0], [i for _, i, _, _ in items]), _take(items[0][2], [j for _, _, _, j in items]))
+            for items in by_series.values()
+        ]
+
     @property
     def target_protocol(self) -> ScanProtocol:
         """What all targets have in common; fields that differ are left open."""
@@ -101,6 +111,28 @@ def _match(sources: Sequence[Series], targets: Sequence[Series]) -> list[tuple[S
     if unclear:
         raise HarmonictError(f"several target series are named {unclear[0]!r}; pair them through a cohort table")
     return [(source, by_name[source.name][0]) for source in sources if source.name in by_name]
+
+
+def _take(series: Series, slices: list[int]) -> Series:
+    """Some slices of a series; they keep the grid where they are consecutive and become single images where not."""
+    if slices == list(range(len(series.hu))):
+        return series
+    positions = series.slice_positions_mm
+    z = np.asarray(slices)
+    geometry = series.geometry
+    consecutive = series.is_volume and bool(np.all(np.diff(z) == 1))
+    if consecutive:
+        origin = tuple(geometry.to_patient(np.array([z[0], 0, 0])).tolist())
+        geometry = replace(geometry, origin_mm=origin)
+    return replace(
+        series,
+        hu=series.hu[z],
+        geometry=geometry,
+        padding=None if series.padding is None else series.padding[z],
+        is_volume=consecutive,
+        positions_mm=None if consecutive or positions is None else tuple(positions[z].tolist()),
+        source=None,
+    )
 
 
 def _slices_by_position(source: Series, target: Series) -> list[tuple[int, int]]:

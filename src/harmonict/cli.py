@@ -1,0 +1,551 @@
+"""The command line: parse, call, print. Exit code 0 done, 1 done but some series failed, 2 refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from harmonict import __version__
+from harmonict.core import HarmonictError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harmonict.core import Series
+    from harmonict.harmonizer import Harmonizer
+
+app = typer.Typer(
+    name="harmonict",
+    help="CT image harmonization for radiomics: every series to one standard protocol, DICOM in and DICOM out.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Slicewise = Annotated[bool, typer.Option("--slicewise", help="Take images that form no volume one by one.")]
+SpacingMm = Annotated[
+    float | None, typer.Option("--spacing-mm", help="In-plane pixel size in mm; overrides a header that lies.")
+]
+HuRange = Annotated[
+    str, typer.Option("--hu-range", help="LOW,HIGH: HU are clipped to it, its width is the peak of PSNR.")
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", help="Processes; by default the cores, at most 4.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A field of the method's Config; repeat for more."),
+]
+
+
+@app.command(epilog="Example: harmonict inspect ct/ --out cohort.csv")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A file, or a folder tree of mixed series.")],
+    out: Annotated[Path | None, typer.Option(help="Write the cohort table: .csv or .parquet.")] = None,
+    slicewise: Slicewise = False,
+    spacing_mm: SpacingMm = None,
+    jobs: Jobs = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every series with its protocol, measured noise and sharpness, and what was left out and why."""
+    from harmonict.core.cohort import write_cohort
+    from harmonict.dicom.inventory import inspect as inspect_path
+
+    table = inspect_path(path, slicewise=slicewise, spacing_mm=_both(spacing_mm), jobs=_jobs(jobs))
+    if out is not None:
+        write_cohort(table, out)
+    found = table[table["state"] != "left_out"]
+    if as_json:
+        _print_json(table)
+    else:
+        _print_table(found, _INSPECT_COLUMNS)
+        for note in _notes(found):
+            print(note)
+        _print_left_out(table[table["state"] == "left_out"])
+        skipped = table.attrs.get("skipped_files", 0)
+        if skipped:
+            print(f"{skipped} files are not images of any kind known here and were skipped")
+        if len(found):
+            kernels = found["kernel"].fillna("no kernel tag").value_counts()
+            print(f"{len(found)} series; most common kernel: {kernels.index[0]} ({kernels.iloc[0]} series)")
+    if not len(found):
+        raise HarmonictError(f"no CT series in {path}")
+
+
+@app.command(epilog="Example: harmonict measure scan/ --out scan-mtf.csv")
+def measure(
+    path: Annotated[Path, typer.Argument(help="A file, or a folder tree.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the MTF of the one series as CSV, for --source-mtf and --target-mtf.")
+    ] = None,
+    slicewise: Slicewise = False,
+    spacing_mm: SpacingMm = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure MTF (f50, f10 at the skin), noise and detectability of images."""
+    import pandas as pd
+
+    from harmonict.physics.detectability import detectability
+    from harmonict.physics.kernel import write_kernel
+    from harmonict.physics.mtf import skin_air_mtf
+    from harmonict.physics.nps import patient_nps, uniform_noise_sd
+
+    series = _read_all(path, slicewise=slicewise, spacing_mm=spacing_mm)
+    if out is not None and len(series) > 1:
+        raise HarmonictError(f"{path} holds {len(series)} series; --out takes the MTF of one: name its folder or file")
+    rows = []
+    for one in series:
+        row: dict[str, Any] = {"series": one.name, "kernel": one.protocol.kernel}
+        try:
+            skin = skin_air_mtf(one)
+            noise = patient_nps(one)
+            row |= {
+                "f50_per_mm": skin.f50_per_mm,
+                "f10_per_mm": skin.kernel.f10_per_mm,
+                "noise_hu": uniform_noise_sd(one),
+                "d_prime": detectability(skin.kernel, noise),
+            }
+            if out is not None:
+                write_kernel(skin.kernel, out)
+        except HarmonictError as error:
+            if out is not None:
+                raise
+            row["reason"] = str(error)
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    _print_json(table) if as_json else _print_table(table, list(table.columns))
+
+
+@app.command(epilog="Example: harmonict fit mtf-ratio --out model --source sharp/ --target soft/ --set fit=wiener")
+def fit(
+    method: Annotated[str, typer.Argument(help="See `harmonict methods`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model.")],
+    source: Annotated[Path | None, typer.Option(help="Images with the source protocol: a file or folder.")] = None,
+    target: Annotated[Path | None, typer.Option(help="The same anatomy with the target protocol.")] = None,
+    source_mtf: Annotated[Path | None, typer.Option(help="CSV of the source's MTF (mtf-ratio, no images).")] = None,
+    target_mtf: Annotated[Path | None, typer.Option(help="CSV of the target's MTF (mtf-ratio, no images).")] = None,
+    settings: Settings = None,
+    slicewise: Slicewise = False,
+    spacing_mm: SpacingMm = None,
+) -> None:
+    """Fit a method to pairs of images (slices paired by position, else by name) or to two MTF curves."""
+    from harmonict.data import pair_series
+    from harmonict.harmonizer import make_config
+    from harmonict.methods import get_method
+    from harmonict.methods.mtf_ratio import MTFRatio
+    from harmonict.physics.kernel import read_kernel
+
+    kind = get_method(method)
+    config = make_config(kind.Config, _settings(settings))
+    if target_mtf is not None:
+        if kind is not MTFRatio or source is not None or target is not None:
+            raise HarmonictError("--target-mtf is for mtf-ratio alone and takes the place of --source and --target")
+        model: Harmonizer = MTFRatio.from_mtf(
+            read_kernel(target_mtf), source=None if source_mtf is None else read_kernel(source_mtf), config=config
+        )
+    else:
+        if target is None or (source is None and kind.paired == "paired"):
+            raise HarmonictError(f"{method} is fitted to images: give --source and --target (files or folders)")
+        targets = _read_all(target, slicewise=slicewise, spacing_mm=spacing_mm)
+        if source is None:
+            model = kind.like(targets, config)
+        else:
+            sources = _read_all(source, slicewise=slicewise, spacing_mm=spacing_mm)
+            pairs = pair_series(sources, targets)
+            print(f"{len(pairs)} pairs of slices", file=sys.stderr)
+            model = kind(config).fit(pairs)
+    model.save(out)
+    print(f"{method} fitted, {model.digest[:12]}: {out}")
+
+
+@app.command(epilog="Example: harmonict harmonize ct/ out/ --model mtf-ratio --like ct/C3N-00249")
+def harmonize(
+    path: Annotated[Path, typer.Argument(metavar="IN", help="A file, or a folder tree of mixed series.")],
+    out: Annotated[Path, typer.Argument(help="A folder outside of IN.")],
+    model: Annotated[str, typer.Option(help="Folder of a fitted model, or a method that needs no training.")],
+    like: Annotated[Path | None, typer.Option(help="An image with the wanted look, of any patient.")] = None,
+    target_protocol: Annotated[
+        str | None, typer.Option(help="The protocol that IN's own series to imitate have: Bl64 or Bl64,thickness=1.")
+    ] = None,
+    source_mtf: Annotated[Path | None, typer.Option(help="CSV of the source's MTF instead of its own skin.")] = None,
+    settings: Settings = None,
+    masks: Annotated[
+        str | None, typer.Option(metavar="[PATH]", help="Copy RTSTRUCT and SEG so that they refer to the new series.")
+    ] = None,
+    qc: Annotated[Path | None, typer.Option(help="Write what was done to each series as JSON.")] = None,
+    slicewise: Slicewise = False,
+    spacing_mm: SpacingMm = None,
+    jobs: Jobs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Harmonize every series below IN to one protocol; OUT holds the same formats and cohort.csv."""
+    from harmonict.harmonize_cohort import harmonize_cohort, write_qc
+    from harmonict.physics.kernel import read_kernel
+
+    curve = None if source_mtf is None else read_kernel(source_mtf)
+    harmonizer = _model(model, path, like, target_protocol, settings, slicewise, spacing_mm)
+    mask_places = None if masks is None else [] if masks == _BELOW_IN else [Path(masks)]
+    with _progress("harmonize") as progress:
+        table = harmonize_cohort(
+            path,
+            out,
+            harmonizer,
+            slicewise=slicewise,
+            spacing_mm=_both(spacing_mm),
+            source_mtf=curve,
+            masks=mask_places,
+            jobs=_jobs(jobs),
+            progress=progress,
+            say=lambda line: print(line, file=sys.stderr),
+        )
+    if qc is not None:
+        write_qc(table, qc)
+    done, failed = table[table["state"] == "done"], table[table["state"] == "failed"]
+    if as_json:
+        _print_json(table)
+    else:
+        _print_table(done, _HARMONIZE_COLUMNS)
+        for note in _notes(done):
+            print(note)
+        _print_left_out(table[table["state"] == "left_out"])
+        for _, row in failed.iterrows():
+            print(f"FAILED {_label(row)}: {row['reason']}")
+        print(f"{len(done)} series done, {len(failed)} failed: {out / 'cohort.csv'}")
+    if len(failed):
+        raise SystemExit(1 if len(done) else 2)
+
+
+@app.command(epilog="Example: harmonict evaluate --reference soft/ --images sharp/ --images harmonized/")
+def evaluate(
+    reference: Annotated[Path, typer.Option(help="The images to be matched.")],
+    images: Annotated[list[Path], typer.Option(help="Images of the same anatomy; repeat, or list several.")],
+    hu_range: HuRange = "-1024,1000",
+    out: Annotated[Path | None, typer.Option(help="Write the table of every slice: .csv or .json.")] = None,
+    slicewise: Slicewise = False,
+    spacing_mm: SpacingMm = None,
+    as_json: AsJson = False,
+) -> None:
+    """Image quality against a reference: PSNR, SSIM, NRMSE, NCC, MAE in HU, whole image and body."""
+    import pandas as pd
+
+    from harmonict.data import pair_series
+    from harmonict.evaluate.image import compare
+
+    limits = _hu_range(hu_range)
+    references = _read_all(reference, slicewise=slicewise, spacing_mm=spacing_mm)
+    tables = []
+    for path in images:
+        pairs = pair_series(_read_all(path, slicewise=slicewise, spacing_mm=spacing_mm), references)
+        for image, truth in pairs.whole_series():
+            tables.append(compare(truth, image, hu_range=limits).assign(images=str(path), series=image.name))
+    table = pd.concat(tables, ignore_index=True)
+    if out is not None:
+        _write_table(table, out)
+    if as_json:
+        _print_json(table)
+        return
+    shown = table[table["slice"].isin(["mean", "sd"])]
+    shown_columns = ["images", "region", "slice", *_QUALITY_COLUMNS]
+    if table["series"].nunique() > 1:
+        shown_columns.insert(1, "series")
+    _print_table(shown, shown_columns)
+    print(f"HU clipped to [{limits[0]:g}, {limits[1]:g}], peak {limits[1] - limits[0]:g}; body of the reference")
+
+
+@app.command(epilog="Example: harmonict methods")
+def methods(as_json: AsJson = False) -> None:
+    """List the methods: paper, what they are fitted on, and their settings."""
+    import dataclasses
+
+    import pandas as pd
+
+    from harmonict.methods import METHODS
+
+    rows = [
+        {
+            "method": name,
+            "paper": kind.paper,
+            "fitted on": {"none": "nothing", "paired": "pairs", "unpaired": "target images"}[kind.paired],
+            "works with --like": "yes" if kind.like.__func__ is not _base_like() else "",
+            "settings": ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(kind.Config)),
+        }
+        for name, kind in METHODS.items()
+    ]
+    table = pd.DataFrame(rows)
+    _print_json(table) if as_json else _print_table(table, list(table.columns))
+
+
+# -- shared by the commands ------------------------------------------------------------------------------------------
+
+_BELOW_IN = "@below-in"
+_INSPECT_COLUMNS = {
+    "patient": "patient",
+    "manufacturer": "vendor",
+    "model": "model",
+    "kernel": "kernel",
+    "iterative_strength": "iter",
+    "slice_thickness_mm": "mm",
+    "spacing_x_mm": "pixel",
+    "kvp": "kVp",
+    "exposure_mas": "mAs",
+    "ctdivol_mgy": "mGy",
+    "slices": "slices",
+    "body_part": "body",
+    "noise_hu": "noise HU",
+    "f50_per_mm": "f50 /mm",
+}
+_HARMONIZE_COLUMNS = {
+    "patient": "patient",
+    "source_kernel": "kernel",
+    "slices": "slices",
+    "source_f50_per_mm": "f50 before",
+    "f50_per_mm": "f50 after",
+    "source_noise_hu": "noise before",
+    "noise_hu": "noise after",
+    "mean_change_hu": "mean change HU",
+    "clipped_voxels": "clipped",
+}
+_QUALITY_COLUMNS = ("psnr_db", "ssim", "nrmse", "ncc", "mae_hu", "bias_hu", "spectrum_error_db")
+
+
+def _model(
+    name: str,
+    path: Path,
+    like: Path | None,
+    target_protocol: str | None,
+    settings: list[str] | None,
+    slicewise: bool,
+    spacing_mm: float | None,
+) -> Harmonizer:
+    """A saved model, or a method made ready by example images."""
+    from harmonict.core import choose_protocol, parse_protocol
+    from harmonict.dicom.inventory import find_series
+    from harmonict.harmonizer import make_config
+    from harmonict.methods import METHODS, get_method, load_model
+
+    if name not in METHODS and Path(name).is_dir():
+        model = load_model(name)
+        if settings:
+            raise HarmonictError("--set is for fitting; a saved model keeps the settings that it was fitted with")
+        if like is not None:
+            raise HarmonictError("--like is for a method by itself; a saved model already has its target")
+        if target_protocol and not model.target.matches(parse_protocol(target_protocol)):
+            raise HarmonictError(f"{name} was fitted for {model.target.label()}, not for {target_protocol}")
+        return model
+    if name not in METHODS and (os.sep in name or name.startswith(".")):
+        raise HarmonictError(f"no model at {name}; `harmonict fit` makes one")
+    kind = get_method(name)
+    config = make_config(kind.Config, _settings(settings))
+    if like is not None and target_protocol is not None:
+        raise HarmonictError("give --like or --target-protocol, not both")
+    if like is not None:
+        return kind.like(_read_all(like, slicewise=slicewise, spacing_mm=spacing_mm), config)
+    if target_protocol is not None:
+        found = find_series(path, slicewise=slicewise).found
+        chosen = choose_protocol(parse_protocol(target_protocol), [f.protocol for f in found])
+        return kind.like([f.read() for f in found if f.protocol == chosen], config)
+    if kind.paired == "none":
+        return kind(config)
+    raise HarmonictError(
+        f"{name} by itself needs the wanted look: --like IMAGE, or --target-protocol P of series in IN"
+    )
+
+
+def _read_all(path: Path, *, slicewise: bool, spacing_mm: float | None) -> list[Series]:
+    """Every CT series below a path; one that cannot be read is an error here."""
+    from harmonict.dicom.inventory import find_series
+    from harmonict.harmonize_cohort import with_pixel_mm
+
+    inventory = find_series(path, slicewise=slicewise)
+    if not inventory.found:
+        reasons = "; ".join(sorted({str(row["reason"]) for row in inventory.left_out})[:3])
+        raise HarmonictError(f"no CT series in {path}" + (f": {reasons}" if reasons else ""))
+    both = _both(spacing_mm)
+    series = [found.read() for found in inventory.found]
+    return series if both is None else [with_pixel_mm(one, both) for one in series]
+
+
+def _settings(pairs: list[str] | None) -> dict[str, str]:
+    values = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise HarmonictError(f"--set expects KEY=VALUE, got {pair!r}")
+        values[key.strip()] = value.strip()
+    return values
+
+
+def _both(spacing_mm: float | None) -> tuple[float, float] | None:
+    if spacing_mm is None:
+        return None
+    if not spacing_mm > 0:
+        raise HarmonictError(f"--spacing-mm must be above 0, got {spacing_mm:g}")
+    return (spacing_mm, spacing_mm)
+
+
+def _jobs(jobs: int | None) -> int:
+    if jobs is not None and jobs < 1:
+        raise HarmonictError(f"--jobs must be at least 1, got {jobs}")
+    return jobs or min(os.cpu_count() or 1, 4)
+
+
+def _hu_range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise HarmonictError(f"--hu-range expects LOW,HIGH, got {text!r}") from None
+    return low, high
+
+
+def _base_like() -> object:
+    from harmonict.harmonizer import Harmonizer
+
+    return Harmonizer.like.__func__  # type: ignore[attr-defined]
+
+
+class _progress:
+    """A progress bar on standard error, with the time left; called with (done, total, row)."""
+
+    def __init__(self, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task(what, total=None)
+
+    def __enter__(self) -> _progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int, row: dict[str, Any]) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+
+
+def _print_table(table: pd.DataFrame, columns: dict[str, str] | list[str]) -> None:
+    """A table that people can read; columns that hold nothing are left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = columns if isinstance(columns, dict) else {c: c for c in columns}
+    names = {c: title for c, title in names.items() if c in table and table[c].notna().any()}
+    if not len(table) or not names:
+        return
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    for column, title in names.items():
+        view.add_column(title, justify="right" if _is_number(table[column]) else "left", overflow="fold")
+    for _, row in table.iterrows():
+        view.add_row(*[_cell(row[c]) for c in names])
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False).print(view)
+
+
+def _is_number(column: pd.Series) -> bool:
+    return all(isinstance(v, int | float) or v is None for v in column)
+
+
+def _cell(value: object) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        return (
+            f"{value:.0f}"
+            if value == int(value) and abs(value) < 1e6
+            else f"{value:.4g}"
+            if abs(value) < 1
+            else f"{value:.2f}"
+        )
+    return str(value)
+
+
+def _print_json(table: pd.DataFrame) -> None:
+    print(json.dumps(json.loads(table.to_json(orient="records")), indent=2))
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    try:
+        if path.suffix == ".json":
+            path.write_text(table.to_json(orient="records", indent=2))
+        elif path.suffix == ".parquet":
+            table.to_parquet(path, index=False)
+        else:
+            table.to_csv(path, index=False)
+    except OSError as error:
+        raise HarmonictError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _print_left_out(table: pd.DataFrame) -> None:
+    for _, row in table.iterrows():
+        print(f"left out {_label(row)}: {row['reason']}")
+
+
+def _notes(table: pd.DataFrame) -> list[str]:
+    return [
+        f"note {_label(row)}: {row['reason']}"
+        for _, row in table.iterrows()
+        if isinstance(row["reason"], str) and row["reason"]
+    ]
+
+
+def _label(row: pd.Series) -> str:
+    return str(row["patient"] if isinstance(row["patient"], str) and row["patient"] else row["path"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Everything that a user can get wrong ends in one line on standard error and exit code 2."""
+    arguments = _optional_values(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = typer.main.get_command(app)(args=arguments, prog_name="harmonict", standalone_mode=False)
+    except HarmonictError as error:
+        print(f"harmonict: {error}", file=sys.stderr)
+        code = 2
+    except TyperException as error:
+        print(f"harmonict: {error.format_message()}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("harmonict: stopped; the same command goes on where it stopped", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        print(f"harmonict: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _optional_values(arguments: list[str]) -> list[str]:
+    """`--masks` may stand alone, and `--images` may be followed by several."""
+    result: list[str] = []
+    images = False
+    for n, argument in enumerate(arguments):
+        after = arguments[n + 1] if n + 1 < len(arguments) else "-"
+        if argument.startswith("-"):
+            images = argument == "--images"
+        elif images and arguments[n - 1] != "--images":
+            result.append("--images")
+        result.append(argument)
+        if argument == "--masks" and after.startswith("-"):
+            result.append(_BELOW_IN)
+    return result
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"harmonict {__version__}")
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()
