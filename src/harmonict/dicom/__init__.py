@@ -1,0 +1,1 @@
+"""DICOM in and out: the only home of pydicom."""
