@@ -1,0 +1,92 @@
+"""One contract for all METHODS: what a harmonizer promises whatever it is."""
+
+import numpy as np
+import pytest
+
+from harmonict.core import HarmonictError
+from harmonict.data import pair_series
+from harmonict.harmonizer import CONFIG_FILE, WEIGHTS_FILE, make_config
+from harmonict.methods import METHODS, get_method, load_model
+from toy import toy_series
+
+SOURCE = toy_series(blur_mm=0.8, seed=1, padding=True)
+TARGET = toy_series(blur_mm=1.2, seed=1, kernel="B10")
+
+
+@pytest.fixture(scope="module", params=sorted(METHODS))
+def model(request):
+    return METHODS[request.param]().fit(pair_series([SOURCE], [TARGET]))
+
+
+def test_the_result_has_the_grid_and_the_target_protocol_and_the_source_is_untouched(model):
+    before = SOURCE.hu.copy()
+    result = model.harmonize(SOURCE)
+    assert result.hu.dtype == np.float32 and result.hu.shape == before.shape and np.isfinite(result.hu).all()
+    assert result.geometry == SOURCE.geometry and result.patient == SOURCE.patient
+    assert np.array_equal(SOURCE.hu, before)
+    if model.name != "identity":
+        assert result.protocol.kernel == "B10" and SOURCE.protocol.kernel == "B30"
+
+
+def test_padding_comes_back_exactly(model):
+    assert np.array_equal(model.harmonize(SOURCE).hu[SOURCE.padding], SOURCE.hu[SOURCE.padding])
+
+
+def test_batch_size_and_order_change_nothing(model):
+    about = model.describe(SOURCE)
+    whole = model.harmonize(SOURCE, about=about, slices_at_once=3).hu
+    single = model.harmonize(SOURCE, about=about, slices_at_once=1).hu
+    assert np.array_equal(whole, single)
+
+
+def test_the_same_scan_gives_the_same_hu_twice(model):
+    assert np.array_equal(model.harmonize(SOURCE).hu, model.harmonize(SOURCE).hu)
+
+
+def test_save_and_load_is_identity(model, tmp_path):
+    model.save(tmp_path / "model")
+    back = load_model(tmp_path / "model")
+    assert type(back) is type(model) and back.digest == model.digest
+    assert np.array_equal(back.harmonize(SOURCE).hu, model.harmonize(SOURCE).hu)
+
+
+def test_a_model_whose_files_do_not_match_is_refused(model, tmp_path):
+    model.save(tmp_path / "model")
+    weights = tmp_path / "model" / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(HarmonictError, match="SHA-256"):
+        load_model(tmp_path / "model")
+    weights.unlink()
+    with pytest.raises(HarmonictError, match="not a whole model"):
+        load_model(tmp_path / "model")
+    (tmp_path / "model" / CONFIG_FILE).write_text("{")
+    with pytest.raises(HarmonictError, match="is no model"):
+        load_model(tmp_path / "model")
+
+
+def test_saving_never_replaces_what_is_no_model(model, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(HarmonictError, match="is no model"):
+        model.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_a_model_of_another_method_is_refused(model, tmp_path):
+    model.save(tmp_path / "model")
+    other = next(kind for name, kind in METHODS.items() if name != model.name)
+    with pytest.raises(HarmonictError, match="holds a model of"):
+        other.load(tmp_path / "model")
+
+
+def test_an_unknown_method_or_setting_lists_the_known_ones():
+    with pytest.raises(HarmonictError, match="histogram"):
+        get_method("histgram")
+    with pytest.raises(HarmonictError, match="levels"):
+        make_config(METHODS["histogram"].Config, {"level": "3"})
+    with pytest.raises(HarmonictError, match="must be int"):
+        make_config(METHODS["histogram"].Config, {"levels": "many"})
+
+
+def test_settings_are_read_as_their_type():
+    assert make_config(METHODS["histogram"].Config, {"levels": "64"}).levels == 64
