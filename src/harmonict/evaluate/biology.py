@@ -39,7 +39,9 @@ def separation(
     Raises HarmonictError where fewer than two classes have at least two patients.
     """
     table = check_features(features)
-    known = _labels_of(table, labels)
+    known = labels_of(table, labels)
+    if known.isna().all():
+        raise HarmonictError("no row of the feature table has a label: label its patients or its (patient, roi)")
     table, known = table[known.notna()], known.dropna()
     classes = feature_classes(list(table.columns), class_map)
     seed = int(rng.integers(2**63))
@@ -84,6 +86,15 @@ def between_patient_share(features: pd.DataFrame, *, pool_scans: bool = False) -
     return pd.concat(results, ignore_index=True)
 
 
+def labels_of(table: pd.DataFrame, labels: Mapping) -> pd.Series:
+    """The label of every row of a checked feature table, by (patient, roi) or by patient; None where there is none."""
+    patient, roi = (table.index.get_level_values(key) for key in ("patient", "roi"))
+    by_roi = any(isinstance(key, tuple) for key in labels)
+    keys = zip(patient, roi, strict=True) if by_roi else patient
+    known = pd.Series([labels.get(key) for key in keys], index=table.index, dtype=object)
+    return known.map(str, na_action="ignore")
+
+
 def _one_way_icc(values: np.ndarray, patient: np.ndarray, scan: str) -> np.ndarray:
     _, group, sizes = np.unique(patient, return_inverse=True, return_counts=True)
     n, k = len(values), len(sizes)
@@ -103,18 +114,6 @@ def _one_way_icc(values: np.ndarray, patient: np.ndarray, scan: str) -> np.ndarr
     total = component + within
     flat = _constant(values)
     return np.where(flat, 0.0, component / np.where(flat, 1.0, total))
-
-
-def _labels_of(table: pd.DataFrame, labels: Mapping) -> pd.Series:
-    by_roi = any(isinstance(key, tuple) for key in labels)
-    if by_roi:
-        keys = list(zip(table.index.get_level_values("patient"), table.index.get_level_values("roi"), strict=True))
-    else:
-        keys = list(table.index.get_level_values("patient"))
-    known = pd.Series([labels.get(key) for key in keys], index=table.index, dtype=object)
-    if known.isna().all():
-        raise HarmonictError("no row of the feature table has a label: label its patients or its (patient, roi)")
-    return known.map(str, na_action="ignore")
 
 
 def _splits(
