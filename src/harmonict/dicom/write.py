@@ -23,7 +23,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pydicom import Dataset, dcmread, dcmwrite
@@ -31,17 +30,13 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     ExplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    UID,
 )
 
 from harmonict.core import HarmonictError, Series
-
-if TYPE_CHECKING:
-    from harmonict.dicom.read import DicomSource
+from harmonict.dicom.read import DicomSource, number, text
 
 # A fixed UID of our own (2.25 form, PS3.5 B.2) by which other software knows what wrote the file.
 IMPLEMENTATION_UID = "2.25.220433467184379216463027353091286480275"
@@ -119,14 +114,7 @@ def derived_series_uid(series: Series, derivation: Derivation) -> str:
     model or other parameters make another series. Raises HarmonictError where the series is not from DICOM.
     """
     source = _source(series)
-    identity = [_text(h, "SeriesInstanceUID") for h in source.headers[:1]]
-    identity += [_identity(source, z) for z in range(len(source.headers))]
-    return _uid("series", derivation, *identity)
-
-
-def derived_sop_uid(source: DicomSource, z: int, derivation: Derivation) -> str:
-    """The SOP Instance UID that `write_series` gives the image made from slice z of the source."""
-    return _uid("image", derivation, _identity(source, z))
+    return _derived_uid("series", derivation, text(source.headers[0], "SeriesInstanceUID"), *_identities(source))
 
 
 def write_series(series: Series, folder: str | Path, derivation: Derivation, *, out_of: object = None) -> WriteReport:
@@ -156,7 +144,8 @@ def write_series(series: Series, folder: str | Path, derivation: Derivation, *, 
     shared, appended = _shared_elements(source, derivation, series_uid), _appended_elements(derivation)
 
     with new_folder(folder, lambda old: _holds_series(old, series_uid)) as temporary:
-        for z, header in enumerate(source.headers):
+        for z, identity in enumerate(_identities(source)):
+            header = source.headers[z]
             pixels = _encode(series.hu[z], None if padding is None else padding[z], header)
             clipped += pixels.clipped
             rescaled += pixels.rescaled
@@ -164,7 +153,8 @@ def write_series(series: Series, folder: str | Path, derivation: Derivation, *, 
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # values of the source that break its VR stay as they are
-                    image = _derived_image(header, source, z, pixels, derivation, shared, appended)
+                    sop_uid = _derived_uid("image", derivation, identity)
+                    image = _derived_image(source, z, pixels, sop_uid, derivation, shared, appended)
                     with path.open("xb") as file:
                         dcmwrite(file, image, implicit_vr=False, little_endian=True, enforce_file_format=True)
             except OSError:
@@ -190,14 +180,17 @@ def refuse_source_folder(folder: Path, sources: tuple[Path, ...]) -> None:
 
 
 def stale_temporaries(out: str | Path) -> list[Path]:
-    """Remove the half-written hidden folders that killed runs left below `out`; returns their paths.
+    """Remove the hidden folders and files that killed runs left half written below `out`; returns their paths.
 
-    A folder that a live run is writing (it holds a lock on it) is left alone.
+    One that a live run is writing (it holds a lock on it) is left alone.
     """
     found = []
-    for path in sorted(Path(out).rglob(".*.partial")):
-        if path.is_dir() and not _locked(path):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in sorted(Path(out).rglob(".*.harmonict")):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.harmonict", path.name) and not _locked(path):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
             found.append(path)
     return found
 
@@ -213,7 +206,7 @@ def new_folder(folder: Path, replaceable: Callable[[Path], bool]) -> Iterator[Pa
     if folder.exists() and not folder.is_dir():
         raise HarmonictError(f"{folder} is a file; the output must be a folder")
     made: list[Path] = []
-    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
+    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.harmonict"
     lock = None
     try:
         if folder.exists() and any(folder.iterdir()) and not replaceable(folder):
@@ -222,13 +215,12 @@ def new_folder(folder: Path, replaceable: Callable[[Path], bool]) -> Iterator[Pa
             if not parent.exists():
                 parent.mkdir(exist_ok=True)
                 made.append(parent)
-        for stale in folder.parent.glob(f".{folder.name}.*.partial"):
+        for stale in folder.parent.glob(f".{folder.name}.*.harmonict"):
             if not _locked(stale):
                 shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir()
         lock = os.open(temporary, os.O_RDONLY)
-        with suppress(OSError):  # file systems without locks
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(lock)
         yield temporary
         for path in sorted(temporary.iterdir()):
             _flush(path)
@@ -241,7 +233,7 @@ def new_folder(folder: Path, replaceable: Callable[[Path], bool]) -> Iterator[Pa
             with suppress(OSError):
                 parent.rmdir()
         if isinstance(error, OSError):
-            raise HarmonictError(_why(folder, error)) from error
+            raise HarmonictError(reason_not_written(folder, error)) from error
         raise
     finally:
         if lock is not None:
@@ -250,7 +242,7 @@ def new_folder(folder: Path, replaceable: Callable[[Path], bool]) -> Iterator[Pa
 
 def _take_place(temporary: Path, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
-        old = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
+        old = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.harmonict"
         os.rename(folder, old)  # a kill between these two lines leaves only hidden folders, which a rerun removes
         os.rename(temporary, folder)
         shutil.rmtree(old, ignore_errors=True)
@@ -269,6 +261,12 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def lock_file(handle: int) -> None:
+    """Mark an open file or folder as being written; the mark goes with the process."""
+    with suppress(OSError):  # file systems without locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _locked(path: Path) -> bool:
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -283,7 +281,7 @@ def _locked(path: Path) -> bool:
         os.close(handle)
 
 
-def _why(folder: Path, error: OSError) -> str:
+def reason_not_written(folder: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left to write {folder}; nothing of it was kept: free some space and run again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -308,19 +306,19 @@ def _holds_series(folder: Path, series_uid: str) -> bool:
 @dataclass(frozen=True)
 class _Pixels:
     data: bytes
-    slope: float | None  # None: the source's own rescale and bits are kept
     bits: int
     signed: bool
     padding: tuple[int, int | None] | None  # Pixel Padding Value and Range Limit that hold for these pixels
     clipped: int
-    rescaled: int
+    rescaled: bool  # slope 1, intercept 0 instead of the source's
 
 
 def _encode(hu: np.ndarray, padding: np.ndarray | None, header: Dataset) -> _Pixels:
     """HU (y, x) -> stored values in the source's encoding where they fit it, else int16 HU; rounded to nearest."""
-    slope, intercept = _number(header, "RescaleSlope", 1.0), _number(header, "RescaleIntercept", 0.0)
-    signed = int(_number(header, "PixelRepresentation", 0)) == 1
-    bits = min(max(int(_number(header, "BitsStored", 16)), 12), 16)  # what a CT image may have
+    slope = number(header, "RescaleSlope") or 1.0
+    intercept = number(header, "RescaleIntercept") or 0.0
+    signed = _integer(header, "PixelRepresentation", 0) == 1
+    bits = min(max(_integer(header, "BitsStored", 16), 12), 16)  # what a CT image may have
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
     stored = hu.astype(np.float64)
     stored -= intercept
@@ -332,14 +330,22 @@ def _encode(hu: np.ndarray, padding: np.ndarray | None, header: Dataset) -> _Pix
         whole = np.rint(hu).astype(np.float64)
         over = _outside(whole, *INT16)
         if over < outside:
-            moved = None if tags is None else tuple(None if t is None else round(t * slope + intercept) for t in tags)
-            if moved is not None and any(t is not None and not INT16[0] <= t <= INT16[1] for t in moved):
-                moved = None
-            return _pack(whole, INT16, 16, True, padding, moved, over, 1.0)
-    return _pack(stored, (low, high), bits, signed, padding, tags, outside, None)
+            moved = None if tags is None else _moved_tags(tags, slope, intercept)
+            return _pack(whole, INT16, 16, True, padding, moved, over, rescaled=True)
+    return _pack(stored, (low, high), bits, signed, padding, tags, outside, rescaled=False)
 
 
-def _pack(values, limits, bits, signed, padding, tags, clipped, slope) -> _Pixels:
+def _pack(
+    values: np.ndarray,
+    limits: tuple[int, int],
+    bits: int,
+    signed: bool,
+    padding: np.ndarray | None,
+    tags: tuple[int, int | None] | None,
+    clipped: int,
+    *,
+    rescaled: bool,
+) -> _Pixels:
     if clipped:
         values = np.clip(values, *limits)
     pixels = values.astype("<i2" if signed else "<u2")
@@ -348,13 +354,21 @@ def _pack(values, limits, bits, signed, padding, tags, clipped, slope) -> _Pixel
         marked = (pixels >= min(first, last)) & (pixels <= max(first, last))
         if padding is not None and np.any(marked & ~padding):
             tags = None  # a measured voxel came to have that value: the tag would call it padding
-    return _Pixels(pixels.tobytes(), slope, bits, signed, tags, clipped, int(slope is not None))
+    return _Pixels(pixels.tobytes(), bits, signed, tags, clipped, rescaled)
 
 
 def _outside(values: np.ndarray, low: int, high: int) -> int:
     if values.min() >= low and values.max() <= high:
         return 0
     return int(np.count_nonzero((values < low) | (values > high)))
+
+
+def _moved_tags(tags: tuple[int, int | None], slope: float, intercept: float) -> tuple[int, int | None] | None:
+    """Padding tags as whole HU, or None where int16 cannot hold them."""
+    first = round(tags[0] * slope + intercept)
+    limit = None if tags[1] is None else round(tags[1] * slope + intercept)
+    fits = all(t is None or INT16[0] <= t <= INT16[1] for t in (first, limit))
+    return (first, limit) if fits else None
 
 
 def _padding_values(header: Dataset) -> tuple[int, int | None] | None:
@@ -364,37 +378,44 @@ def _padding_values(header: Dataset) -> tuple[int, int | None] | None:
 
 def _padding_number(header: Dataset, keyword: str) -> int | None:
     """The tag as a stored value: its VR (US or SS) often contradicts the pixels' sign, the 16 bits are right."""
-    try:
-        value = int(header[keyword].value)
-    except (KeyError, TypeError, ValueError):
+    value = number(header, keyword)
+    if value is None:
         return None
-    signed = int(_number(header, "PixelRepresentation", 0)) == 1
-    value &= 0xFFFF
-    return value - 0x10000 if signed and value >= 0x8000 else value
+    bits = int(value) & 0xFFFF
+    return bits - 0x10000 if _integer(header, "PixelRepresentation", 0) == 1 and bits >= 0x8000 else bits
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------
 
 
-def _derived_image(header, source, z, pixels, derivation, shared, appended) -> Dataset:
+def _derived_image(
+    source: DicomSource,
+    z: int,
+    pixels: _Pixels,
+    sop_uid: str,
+    derivation: Derivation,
+    shared: Dataset,
+    appended: Dataset,
+) -> Dataset:
     """The data set of the image made from slice z; elements that do not change are the source's own, not copies."""
+    header = source.headers[z]
     image = Dataset({t: header.get_item(t) for t in header.keys() if not _is_dropped(int(t))})
     implicit, little = header.original_encoding
     image.set_original_encoding(implicit, little, header.original_character_set)
     _purge_overlays(image)
 
     put = partial(_put, image)
-    put("SOPInstanceUID", derived_sop_uid(source, z, derivation))
+    put("SOPInstanceUID", sop_uid)
     for element in shared:
         image[element.tag] = element
     for keyword in _TYPE_2:
         if keyword not in image:
             put(keyword, None)
-    if not _text(header, "FrameOfReferenceUID"):
-        put("FrameOfReferenceUID", _hashed("frame of reference", _text(header, "SeriesInstanceUID")))
+    if not text(header, "FrameOfReferenceUID"):
+        put("FrameOfReferenceUID", hashed_uid("frame of reference", text(header, "SeriesInstanceUID")))
 
-    before = _text(header, "DerivationDescription")
-    put("DerivationDescription", (describe(derivation) + (f" Before: {before}" if before else ""))[:1024])
+    before = text(header, "DerivationDescription")
+    put("DerivationDescription", (_describe(derivation) + (f" Before: {before}" if before else ""))[:1024])
     put("SourceImageSequence", [_source_image(header, source, z)])
     for element in appended:
         earlier = _items(header, element.keyword)
@@ -402,26 +423,23 @@ def _derived_image(header, source, z, pixels, derivation, shared, appended) -> D
             put(element.keyword, [*earlier, *(copy.deepcopy(item) for item in element.value)])
         else:
             image[element.tag] = element
-    if _syntax(header) in (JPEGBaseline8Bit, JPEGExtended12Bit) and "LossyImageCompression" not in image:
-        put("LossyImageCompression", "01")
 
-    put("PhotometricInterpretation", _text(header, "PhotometricInterpretation") or "MONOCHROME2")
+    put("PhotometricInterpretation", text(header, "PhotometricInterpretation") or "MONOCHROME2")
     put("BitsStored", pixels.bits)
     put("HighBit", pixels.bits - 1)
     put("PixelRepresentation", int(pixels.signed))
-    if pixels.slope is not None:
+    if not text(header, "RescaleType") or pixels.rescaled:
+        put("RescaleType", "HU")
+    if pixels.rescaled:
         put("RescaleSlope", "1")
         put("RescaleIntercept", "0")
         if "VOILUTSequence" in image:
             del image["VOILUTSequence"]  # its descriptor follows the pixels' sign, which may have changed
-    elif "RescaleSlope" not in image or "RescaleIntercept" not in image:
-        put("RescaleSlope", _text(header, "RescaleSlope") or "1")
-        put("RescaleIntercept", _text(header, "RescaleIntercept") or "0")
     if pixels.padding is not None:
         vr = "SS" if pixels.signed else "US"
-        for tag, number in zip((0x00280120, 0x00280121), pixels.padding, strict=True):
-            if number is not None:
-                image[tag] = DataElement(tag, vr, number)
+        for tag, value in zip((0x00280120, 0x00280121), pixels.padding, strict=True):
+            if value is not None:
+                image[tag] = DataElement(tag, vr, value)
     image[0x7FE00010] = DataElement(0x7FE00010, "OW", pixels.data)
     image.file_meta = file_meta(CTImageStorage, image.SOPInstanceUID, derivation.version)
     return image
@@ -446,15 +464,14 @@ def _shared_elements(source: DicomSource, derivation: Derivation, series_uid: st
     shared.SOPClassUID = CTImageStorage
     shared.Modality = "CT"
     shared.SeriesInstanceUID = series_uid
-    step = int(_hashed("number", derivation.digest, derivation.parameters, derivation.target)[5:]) % 9 + 1
-    number = int(_number(first, "SeriesNumber", 0)) % 100_000
-    shared.SeriesNumber = number + 100_000 * step  # the source's number can still be read in it
+    step = int(hashed_uid("number", derivation.digest, derivation.parameters, derivation.target)[5:]) % 9 + 1
+    # the source's number can still be read in the last five digits
+    shared.SeriesNumber = _integer(first, "SeriesNumber", 0) % 100_000 + 100_000 * step
     label = _fit(f"harmonict {derivation.target}", 64, line=True)
-    before = _text(first, "SeriesDescription").replace("\\", "/")[: max(0, 64 - len(label) - 3)]
+    before = text(first, "SeriesDescription").replace("\\", "/")[: max(0, 64 - len(label) - 3)]
     shared.SeriesDescription = f"{before} > {label}" if before else label
     shared.SamplesPerPixel = 1
     shared.BitsAllocated = 16
-    shared.RescaleType = "HU"
     return shared
 
 
@@ -466,7 +483,7 @@ def _appended_elements(derivation: Derivation) -> Dataset:
     return appended
 
 
-def describe(derivation: Derivation) -> str:
+def _describe(derivation: Derivation) -> str:
     """The sentence for Derivation Description."""
     return _fit(
         f"Research use only, not for diagnosis. harmonict {derivation.version}: CT harmonization by "
@@ -510,20 +527,13 @@ def file_meta(sop_class: str, sop_uid: str, version: str) -> FileMetaDataset:
 
 def _source_image(header: Dataset, source: DicomSource, z: int) -> Dataset:
     item = Dataset()
-    item.ReferencedSOPClassUID = _source_class(header)
-    item.ReferencedSOPInstanceUID = _text(header, "SOPInstanceUID")
-    frame = _frame(source, z)
-    if frame is not None:
-        item.ReferencedFrameNumber = frame
+    item.ReferencedSOPClassUID = text(header, "SOPClassUID") or CTImageStorage
+    item.ReferencedSOPInstanceUID = text(header, "SOPInstanceUID")
+    if source.frames is not None:
+        item.ReferencedFrameNumber = source.frames[z]
     item.SpatialLocationsPreserved = "YES"
     item.PurposeOfReferenceCodeSequence = [code("121322", "Source image for image processing operation")]
     return item
-
-
-def _source_class(header: Dataset) -> str:
-    """The class of the source's file: a flattened multi-frame header may already call itself classic."""
-    stored = header.file_meta.get("MediaStorageSOPClassUID") if hasattr(header, "file_meta") else None
-    return str(stored or _text(header, "SOPClassUID") or CTImageStorage)
 
 
 @cache
@@ -544,48 +554,41 @@ def _purge_overlays(image: Dataset) -> None:
 
 def _source(series: Series) -> DicomSource:
     source = series.source
-    if source is None or not hasattr(source, "headers"):
-        raise HarmonictError(
-            f"{series.name or 'series'}: was not read from DICOM and has no headers to write DICOM from"
-        )
-    return source  # type: ignore[return-value]
+    name = series.name or "series"
+    if not isinstance(source, DicomSource):
+        raise HarmonictError(f"{name}: was not read from DICOM, so there are no headers to write DICOM with")
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        for z, header in enumerate(source.headers):
+            if not text(header, keyword):
+                raise HarmonictError(f"{name}: slice {z + 1} has no {keyword}, so nothing can be derived from it")
+    return source
 
 
-def _frame(source: DicomSource, z: int) -> int | None:
-    frames = getattr(source, "frames", None)
-    return None if not frames or frames[z] is None else int(frames[z])
+def _identities(source: DicomSource) -> list[str]:
+    """One string a slice: its SOP Instance UID, with the frame in a multi-frame file.
+
+    Some software gives all slices one UID; then the place in the stack tells them apart.
+    """
+    uids = [text(h, "SOPInstanceUID") for h in source.headers]
+    if source.frames is not None:
+        return [f"{uid}#{frame}" for uid, frame in zip(uids, source.frames, strict=True)]
+    return uids if len(set(uids)) == len(uids) else [f"{uid}@{z}" for z, uid in enumerate(uids)]
 
 
-def _identity(source: DicomSource, z: int) -> str:
-    frame = _frame(source, z)
-    return _text(source.headers[z], "SOPInstanceUID") + ("" if frame is None else f"#{frame}")
-
-
-def _uid(kind: str, derivation: Derivation, *identity: str) -> str:
+def _derived_uid(kind: str, derivation: Derivation, *identity: str) -> str:
     d = derivation
-    return _hashed(kind, d.method, d.digest, d.parameters, d.target, d.version, *identity)
+    return hashed_uid(kind, d.method, d.digest, d.parameters, d.target, d.version, *identity)
 
 
-def _hashed(*parts: str) -> str:
+def hashed_uid(*parts: str) -> str:
     """A UID of the 2.25 form (PS3.5 B.2) from the SHA-256 of the parts."""
     digest = hashlib.sha256("\0".join(parts).encode()).digest()
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
-def _text(header: Dataset, keyword: str) -> str:
-    value = header.get(keyword)
-    return "" if value is None else str(value).strip()
-
-
-def _number(header: Dataset, keyword: str, default: float) -> float:
-    try:
-        return float(header.get(keyword))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return default
-
-
-def _syntax(header: Dataset) -> str:
-    return str(header.file_meta.get("TransferSyntaxUID", "")) if hasattr(header, "file_meta") else ""
+def _integer(header: Dataset, keyword: str, default: int) -> int:
+    value = number(header, keyword)
+    return default if value is None else int(value)
 
 
 def _fit(text: str, length: int, line: bool = False) -> str:
