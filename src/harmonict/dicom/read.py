@@ -142,7 +142,7 @@ def open_dicom(path: Path, *, tags: Iterable[str] | None = None, pixels: bool = 
             try:
                 return dcmread(path, stop_before_pixels=not pixels, specific_tags=wanted)
             except InvalidDicomError:
-                if not _looks_like_dicom_without_preamble(path):
+                if not looks_like_dicom(path):
                     raise HarmonictError(f"{path} is not a DICOM file") from None
                 return dcmread(path, stop_before_pixels=not pixels, specific_tags=wanted, force=True)
         except HarmonictError:
@@ -356,10 +356,10 @@ def _decode(ds: Dataset, syntax: UID, frames: int, path: Path) -> list[np.ndarra
         size = rows * columns * dtype.itemsize
         if len(data) < size * frames:
             raise HarmonictError(
-                f"{path}: truncated, {len(data)} bytes of pixels where {frames} x {rows} x {columns} need {size * frames}"
+                f"{path}: truncated, {len(data)} of {size * frames} bytes of pixels ({frames} x {rows} x {columns})"
             )
-        if len(data) > size * frames + max(size, 2) - 1 and frames == 1 and len(data) >= 2 * size:
-            raise HarmonictError(f"{path}: {len(data)} bytes of pixels where {rows} x {columns} need {size}")
+        if len(data) >= 2 * size * frames:
+            raise HarmonictError(f"{path}: {len(data)} bytes of pixels where {frames} x {rows} x {columns} need half")
         big = dtype.newbyteorder(">" if syntax == ExplicitVRBigEndian else "<")
         whole = np.frombuffer(data, big, count=rows * columns * frames).reshape(frames, rows, columns)
         return list(whole)
@@ -435,8 +435,8 @@ def _check_codestream(code: bytes, syntax: UID, rows: int, columns: int, path: P
         if start < 0 or len(siz) < 39:
             raise HarmonictError(f"{path}: damaged JPEG 2000 stream")
         right, bottom, left, top = (int.from_bytes(siz[4 + 4 * k : 8 + 4 * k], "big") for k in range(4))
-        found, bits = (bottom - top, right - left), (siz[36] & 0x7F) + 1
-        components = int.from_bytes(siz[34:36], "big")
+        found, bits = (bottom - top, right - left), (siz[38] & 0x7F) + 1
+        components = int.from_bytes(siz[36:38], "big")
     elif syntax.name.startswith("JPEG"):
         frame = _jpeg_frame_header(code)
         if frame is None:
@@ -598,7 +598,7 @@ def _stack_problem(slices: Sequence[Slice], along: np.ndarray, normal: np.ndarra
     twice = np.flatnonzero(steps <= tolerance)
     if len(twice):
         uids = [text(s.header, "SOPInstanceUID") for s in slices]
-        copies = any(uids[k] and uids[k] == uids[k + 1] and not slices[k].frame for k in twice)
+        copies = any(uids[k] and uids[k] == uids[k + 1] and not slices[k].frame for k in map(int, twice))
         hint = "copies of one file; remove them" if copies else "keep one image a position"
         return f"several images at the same position: {_list_mm(along[twice])} ({hint})"
     thickness = slices[0].thickness_mm
@@ -725,7 +725,7 @@ def _fov_mm(ds: Dataset) -> float | None:
         return diameter
     spacing, columns = values(ds, "PixelSpacing"), number(ds, "Columns")
     try:
-        return _positive(float(spacing[1]) * columns) if len(spacing) == 2 and columns else None
+        return _positive(float(str(spacing[1])) * columns) if len(spacing) == 2 and columns else None
     except (TypeError, ValueError):
         return None
 
@@ -804,11 +804,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _looks_like_dicom_without_preamble(path: Path) -> bool:
-    """True where a file starts with a plausible first element of group 0002 or 0008, little or big endian."""
+def looks_like_dicom(path: Path) -> bool:
+    """True where a file has the DICM mark, or begins with a plausible first element of group 0002 or 0008."""
     with open(path, "rb") as file:
-        start = file.read(8)
-    if len(start) < 8:
+        start = file.read(132)
+    if start[128:] == b"DICM":
+        return True
+    if len(start) < 132:
         return False
     little = start[:2] in (b"\x02\x00", b"\x08\x00") and start[3] == 0
     big = start[:2] == b"\x00\x08" and start[2] == 0
