@@ -7,12 +7,20 @@ of the field of view. Boundaries are painted by their signed distance, so a pixe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
-from harmonict.core import Geometry, HarmonictError, Series
-from harmonict.simulate import materials
+from harmonict.core import Geometry, HarmonictError, ScanProtocol, Series
+from harmonict.simulate import anatomy, materials
+from harmonict.simulate.disease import EmphysemaSpec, NoduleSpec, draw_nodules
+
+KINDS = ("chest", "lungman")
+MIN_SPACING_MM = 0.1
+SUBSLICE_MM = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,201 @@ class DigitalObject:
     def mu_per_mm(self, kvp: float) -> np.ndarray:
         """Effective linear attenuation coefficient, 1/mm, float32 (z, y, x): mu_water(kvp) (1 + HU / 1000), air 0."""
         return np.float32(materials.mu_water_per_mm(kvp)) * (1.0 + self.hu(kvp) / np.float32(1000.0))
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A computational chest: the numbers that, with the seed, say everything. Made by `make_patient`.
+
+    Lengths in mm. half_width, depth_front, depth_back: the pleural hull about the centre. dome: height of the right and
+    left diaphragm as a share of the lung's height. bone_density: share of mineralised bone in marrow spaces.
+    """
+
+    seed: int
+    kind: Literal["chest", "lungman"]
+    sex: Literal["female", "male"]
+    half_width_mm: float
+    depth_front_mm: float
+    depth_back_mm: float
+    lung_height_mm: float
+    dome: tuple[float, float]
+    fat_mm: float
+    muscle: float
+    marbling: float
+    breast_mm: float
+    gland: float
+    skin_mm: float
+    heart: float
+    aorta_mm: float
+    trachea_mm: float
+    vessels: float
+    vessel_mm: float
+    bone_density: float
+    parenchyma_hu: float
+    gradient_hu_per_mm: float
+    iodine_mg_ml: float
+    emphysema: EmphysemaSpec | None = None
+    nodules: tuple[NoduleSpec, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """ "chest-0007": kind and seed."""
+        return f"{self.kind}-{self.seed:04d}"
+
+    @property
+    def z_range_mm(self) -> tuple[float, float]:
+        """Lowest and highest slice that the phantom is made for."""
+        return -0.06 * self.lung_height_mm, 1.05 * self.lung_height_mm
+
+    @property
+    def lung_z_mm(self) -> tuple[float, float]:
+        """From the posterior costophrenic recess to the apex."""
+        return 0.0, self.lung_height_mm
+
+    def placed_nodules(self) -> list[tuple[tuple[float, float, float], NoduleSpec]]:
+        """Centre (x, y, z) in mm and description of nodule_1, nodule_2, ..."""
+        return [(n.centre_mm, n.spec) for n in _anatomy(self).nodules]
+
+    def slab(
+        self,
+        z_mm: np.ndarray,
+        spacing_mm: float = SUBSLICE_MM,
+        *,
+        shape: tuple[int, int] = (512, 512),
+        fov_mm: float = 500.0,
+        allow_crop: bool = False,
+    ) -> DigitalObject:
+        """The patient at the slice centres `z_mm` (mm, rising by `spacing_mm`), and nowhere else.
+
+        shape: (ny, nx) pixels over a field of view `fov_mm` wide, centred on (0, 0). Each slice is a plane cut through
+        its centre: take thin ones and average. Raises HarmonictError where the body passes the field of view (unless
+        `allow_crop`), a slice lies outside `z_range_mm`, or the slices are finer than 0.1 mm.
+        """
+        z, x, y, pixel = grid_of(z_mm, spacing_mm, shape, fov_mm)
+        self.check(z, fov_mm, allow_crop=allow_crop)
+        made = _anatomy(self)
+        hu = np.empty((len(z), *shape), np.float32)
+        spectral = np.empty((2, len(z), *shape), np.float32)
+        masks: dict[str, np.ndarray] = {}
+        for n, height in enumerate(z):
+            image, found = anatomy.render(made, x, y, float(height), pixel)
+            hu[n], spectral[:, n] = image[0], image[1:]
+            for name, mask in found.items():
+                masks.setdefault(name, np.zeros((len(z), *shape), bool))[n] = mask
+        return DigitalObject(hu, spectral, geometry_of(z, spacing_mm, x, y, pixel), masks)
+
+    def check(self, z_mm: np.ndarray, fov_mm: float, *, allow_crop: bool = False) -> None:
+        """Raise HarmonictError, before anything is computed, where the body does not fit the field of view or a slice
+
+        lies outside the phantom.
+        """
+        low, high = self.z_range_mm
+        if np.min(z_mm) < low - 1e-6 or np.max(z_mm) > high + 1e-6:
+            raise HarmonictError(
+                f"{self.name} reaches from {low:.0f} to {high:.0f} mm; slices at {np.min(z_mm):g} to {np.max(z_mm):g} mm"
+            )
+        if not allow_crop:
+            reach = anatomy.reach_mm(_anatomy(self), np.asarray(z_mm)[:: max(1, len(z_mm) // 8)])
+            if reach > fov_mm / 2:
+                raise HarmonictError(
+                    f"{self.name} reaches {reach:.0f} mm from the centre, outside a field of view of {fov_mm:g} mm; "
+                    f"take at least {2 * reach:.0f} mm"
+                )
+
+
+@lru_cache(maxsize=2)
+def _anatomy(patient: Patient) -> anatomy.Anatomy:
+    return anatomy.build(patient)
+
+
+def make_patient(
+    seed: int,
+    *,
+    kind: Literal["chest", "lungman"] = "chest",
+    sex: Literal["female", "male"] | None = None,
+    emphysema: EmphysemaSpec | None = None,
+    nodules: int | Sequence[NoduleSpec] = 0,
+    iodine_mg_ml: float | None = None,
+) -> Patient:
+    """A patient from a seed: the same seed and arguments give the same bytes, disease does not move the body.
+
+    kind: "chest", or "lungman": a plastic chest with vessels in air, no parenchyma and three tumours (8, 10 and 12 mm)
+    unless `nodules` says otherwise. nodules: how many to draw, or their descriptions. iodine_mg_ml: in arterial blood;
+    None draws it (none in two of three patients). Raises HarmonictError for an unknown kind or a negative count.
+    """
+    if kind not in KINDS:
+        raise HarmonictError(f"patient kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if seed < 0 or (isinstance(nodules, int) and nodules < 0):
+        raise HarmonictError(f"seed and number of nodules must be 0 or more, got {seed} and {nodules}")
+    streams = np.random.SeedSequence([seed, 1]).spawn(3)
+    rng = np.random.default_rng(streams[0])
+    drawn_sex: Literal["female", "male"] = "female" if rng.uniform() < 0.5 else "male"
+    female = (sex or drawn_sex) == "female"
+    size = float(np.clip(rng.normal(1.0, 0.06), 0.88, 1.13))
+    habitus = float(np.clip(rng.gamma(4.0, 0.25), 0.25, 2.2))
+    width = (122.0 if female else 136.0) * size
+    barrel = float(np.clip(rng.normal(1.0, 0.06), 0.88, 1.14))
+    contrast = float(rng.uniform(4.0, 9.0)) if rng.uniform() < 0.33 else 0.0
+    specs = draw_nodules(np.random.default_rng(streams[1]), nodules) if isinstance(nodules, int) else tuple(nodules)
+    if kind == "lungman" and isinstance(nodules, int) and not nodules:
+        specs = tuple(NoduleSpec(d) for d in (8.0, 10.0, 12.0))
+    lungman = kind == "lungman"
+    return Patient(
+        seed=seed,
+        kind=kind,
+        sex="female" if female else "male",
+        half_width_mm=width,
+        depth_front_mm=width * 0.66 * barrel,
+        depth_back_mm=width * 0.68 * float(np.clip(rng.normal(1.0, 0.03), 0.93, 1.07)),
+        lung_height_mm=(252.0 if female else 275.0) * size * float(np.clip(rng.normal(1.0, 0.05), 0.88, 1.12)),
+        dome=(float(rng.uniform(0.28, 0.37)), float(rng.uniform(0.24, 0.32))),
+        fat_mm=3.0 + 13.0 * habitus if not lungman else 6.0,
+        muscle=float(rng.uniform(0.75, 1.0) if female else rng.uniform(0.9, 1.3)),
+        marbling=float(rng.uniform(0.15, 0.7)),
+        breast_mm=float(rng.uniform(14.0, 48.0)) * (0.6 + 0.4 * habitus) if female and not lungman else 4.0 * habitus,
+        gland=float(rng.beta(2.0, 3.0)),
+        skin_mm=float(rng.uniform(1.4, 2.2)),
+        heart=float(np.clip(rng.normal(0.98, 0.07), 0.85, 1.18)) * size,
+        aorta_mm=float(rng.uniform(25.0, 36.0)),
+        trachea_mm=(15.5 if female else 18.5) * float(rng.uniform(0.9, 1.1)),
+        vessels=float(rng.uniform(0.9, 1.2)),
+        vessel_mm=float(rng.uniform(0.72, 0.92)),
+        bone_density=float(rng.uniform(0.09, 0.17)),
+        parenchyma_hu=float(rng.normal(-866.0, 8.0)),
+        gradient_hu_per_mm=float(rng.uniform(0.15, 0.45)),
+        iodine_mg_ml=(contrast if iodine_mg_ml is None else iodine_mg_ml) if not lungman else 0.0,
+        emphysema=None if lungman else emphysema,
+        nodules=specs,
+    )
+
+
+def truth_series(
+    phantom: Patient | QAPhantom,
+    z_mm: np.ndarray,
+    spacing_mm: float,
+    *,
+    shape: tuple[int, int] = (512, 512),
+    fov_mm: float = 500.0,
+    kvp: float = 120.0,
+) -> Series:
+    """The truth as a series: each slice is the mean over its thickness of sub-slices of at most 0.5 mm.
+
+    The field of view may cut the body. Memory holds one slice's sub-slices at a time.
+    """
+    z, x, y, pixel = grid_of(z_mm, spacing_mm, shape, fov_mm)
+    materials.check_kvp(kvp)
+    count = max(1, int(np.ceil(spacing_mm / SUBSLICE_MM - 1e-9)))
+    step = spacing_mm / count
+    hu = np.empty((len(z), *shape), np.float32)
+    for n, height in enumerate(z):
+        inside = height + (np.arange(count) - (count - 1) / 2) * step
+        thin = phantom.slab(inside, step, shape=shape, fov_mm=fov_mm, allow_crop=True)
+        hu[n] = thin.hu(kvp).mean(0)
+    protocol = ScanProtocol(
+        manufacturer="harmonict", model="truth", slice_thickness_mm=spacing_mm, kvp=kvp, fov_mm=fov_mm
+    )
+    geometry = geometry_of(z, spacing_mm, x, y, pixel)
+    return Series(hu, geometry, protocol, patient=phantom.name, name=f"{phantom.name} truth")
 
 
 @dataclass(frozen=True)
@@ -150,9 +353,6 @@ def grid_of(
     ny, nx = shape
     pixel = fov_mm / nx
     return z, (np.arange(nx) - (nx - 1) / 2) * pixel, (np.arange(ny) - (ny - 1) / 2) * pixel, pixel
-
-
-MIN_SPACING_MM = 0.1
 
 
 def geometry_of(z: np.ndarray, spacing_mm: float, x: np.ndarray, y: np.ndarray, pixel: float) -> Geometry:
