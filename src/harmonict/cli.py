@@ -145,8 +145,8 @@ def fit(
     if target_mtf is not None:
         if kind is not MTFRatio or source is not None or target is not None:
             raise HarmonictError("--target-mtf is for mtf-ratio alone and takes the place of --source and --target")
-        model: Harmonizer = MTFRatio.from_mtf(
-            read_kernel(target_mtf), source=None if source_mtf is None else read_kernel(source_mtf), config=config
+        model: Harmonizer = MTFRatio.from_mtfs(
+            read_kernel(target_mtf), None if source_mtf is None else read_kernel(source_mtf), config=config
         )
     else:
         if target is None or (source is None and kind.paired == "paired"):
@@ -271,7 +271,7 @@ def methods(as_json: AsJson = False) -> None:
             "method": name,
             "paper": kind.paper,
             "fitted on": {"none": "nothing", "paired": "pairs", "unpaired": "target images"}[kind.paired],
-            "works with --like": "yes" if kind.like.__func__ is not _base_like() else "",
+            "works with --like": "yes" if "like" in vars(kind) else "",
             "settings": ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(kind.Config)),
         }
         for name, kind in METHODS.items()
@@ -359,15 +359,12 @@ def _model(
 def _read_all(path: Path, *, slicewise: bool, spacing_mm: float | None) -> list[Series]:
     """Every CT series below a path; one that cannot be read is an error here."""
     from harmonict.dicom.inventory import find_series
-    from harmonict.harmonize_cohort import with_pixel_mm
 
     inventory = find_series(path, slicewise=slicewise)
     if not inventory.found:
-        reasons = "; ".join(sorted({str(row["reason"]) for row in inventory.left_out})[:3])
+        reasons = "; ".join(sorted({left.reason for left in inventory.left_out})[:3])
         raise HarmonictError(f"no CT series in {path}" + (f": {reasons}" if reasons else ""))
-    both = _both(spacing_mm)
-    series = [found.read() for found in inventory.found]
-    return series if both is None else [with_pixel_mm(one, both) for one in series]
+    return [found.read(spacing_mm=_both(spacing_mm)) for found in inventory.found]
 
 
 def _settings(pairs: list[str] | None) -> dict[str, str]:
@@ -400,12 +397,6 @@ def _hu_range(text: str) -> tuple[float, float]:
     except ValueError:
         raise HarmonictError(f"--hu-range expects LOW,HIGH, got {text!r}") from None
     return low, high
-
-
-def _base_like() -> object:
-    from harmonict.harmonizer import Harmonizer
-
-    return Harmonizer.like.__func__  # type: ignore[attr-defined]
 
 
 class _progress:

@@ -6,10 +6,9 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def harmonize_cohort(
     path, out = Path(path), Path(out)
     inventory = find_series(path, slicewise=slicewise)
     if not inventory.found:
-        reasons = sorted({row["reason"] for row in inventory.left_out})
+        reasons = sorted({left.reason for left in inventory.left_out})
         why = f": {'; '.join(reasons[:3])}" if reasons else ""
         raise HarmonictError(f"no CT series to harmonize in {path}{why}")
     _check_place(path, out)
@@ -76,10 +75,8 @@ def harmonize_cohort(
     stale = stale_temporaries(out)
     if earlier or stale:
         say(f"{out} holds {len(earlier)} finished series and {len(stale)} unfinished from an earlier run: going on")
-    for folder in stale:
-        shutil.rmtree(folder, ignore_errors=True)
     mask_files = _mask_files(masks, inventory.masks)
-    rows: list[dict[str, Any]] = [{**row, "state": "left_out"} for row in inventory.left_out]
+    rows: list[dict[str, Any]] = [left.row() for left in inventory.left_out]
     tasks = []
     with tempfile.TemporaryDirectory(prefix="harmonict-") as scratch:
         model_folder = Path(scratch) / "model"
@@ -89,7 +86,7 @@ def harmonize_cohort(
             if key in earlier and Path(earlier[key]["path"]).exists():
                 rows.append(earlier[key])
             else:
-                wanted = tuple(f for f in mask_files if mask_references(f, found.series))
+                wanted = tuple(f for f in mask_files if mask_references(f, found.series_uid))
                 tasks.append(Task(found, path, out, model_folder, source_mtf, spacing_mm, wanted, key))
         write_cohort(cohort_table(rows), out / "cohort.csv")
         for n, (index, result) in enumerate(map_series(harmonize_one, tasks, jobs=jobs)):
@@ -107,15 +104,13 @@ def harmonize_cohort(
 def harmonize_one(task: Task) -> dict[str, Any]:
     """Read, measure, harmonize, write and measure one series; returns its row of the cohort table."""
     model = load_model(task.model)
-    series = task.found.read()
-    if task.spacing_mm is not None:
-        series = with_pixel_mm(series, task.spacing_mm)
+    series = task.found.read(spacing_mm=task.spacing_mm)
     about = model.describe(series, source_mtf=task.source_mtf)
     result = model.harmonize(series, about=about)
     row = task.found.row()
     row |= {
         "role": "derived",
-        "derived_from": task.found.series,
+        "derived_from": task.found.series_uid or str(task.found.path),
         "made_by": f"{model.name} {model.digest[:12]}",
         "digest": task.key,
         **result.protocol.as_dict(),
@@ -140,7 +135,8 @@ def harmonize_one(task: Task) -> dict[str, Any]:
     else:
         target = volume_place(task.found.paths[0], task.root, task.out)
         target.parent.mkdir(parents=True, exist_ok=True)
-        row |= {"path": str(target), "series": target.name, "clipped_voxels": write_volume(result, target)}
+        write_volume(result, target)
+        row |= {"path": str(target), "series": target.name}
     return row
 
 
@@ -157,12 +153,6 @@ def derivation_of(model: Harmonizer, about: About) -> Derivation:
 def target_label(target: ScanProtocol) -> str:
     """A target in words; a target that is only a measured curve has no name."""
     return target.label() if any(v is not None for v in target.as_dict().values()) else "measured target"
-
-
-def with_pixel_mm(series: Series, spacing_mm: tuple[float, float]) -> Series:
-    """The series with another in-plane spacing (y, x): for headers that lie."""
-    geometry = replace(series.geometry, spacing_mm=(series.geometry.spacing_mm[0], *spacing_mm))
-    return replace(series, geometry=geometry)
 
 
 def volume_place(source: Path, root: Path, out: Path) -> Path:
@@ -226,7 +216,8 @@ def _mask_files(masks: Sequence[Path] | None, found: Sequence[Path]) -> list[Pat
 def _key(found: FoundSeries, model: Harmonizer, source_mtf: Kernel | None, spacing: tuple[float, float] | None) -> str:
     """What decides the output: the source files, the model, and what the user said of the source."""
     mtf = "" if source_mtf is None else (source_mtf.frequency_per_mm.tolist(), source_mtf.mtf.tolist())
-    return hashlib.sha256(f"{found.row()['digest']} {model.digest} {mtf} {spacing}".encode()).hexdigest()
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found.paths]
+    return hashlib.sha256(f"{found.key} {files} {model.digest} {mtf} {spacing}".encode()).hexdigest()
 
 
 def _change(before: Series, after: Series) -> dict[str, float]:
