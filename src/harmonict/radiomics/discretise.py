@@ -37,7 +37,7 @@ def check_roi(hu: np.ndarray, mask: np.ndarray, name: str = "ROI") -> np.ndarray
 
 
 def crop_to_mask(hu: np.ndarray, mask: np.ndarray, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Views of image and mask (z, y, x) around the mask's bounding box, `margin` voxels wider where the image allows."""
+    """Views of image and mask (z, y, x) around the mask's bounding box, `margin` voxels wider within the image."""
     slices = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -72,7 +72,8 @@ def resample(
     """
     if any(s < 0 or not np.isfinite(s) for s in new_spacing_mm):
         raise HarmonictError(f"resampled voxel spacing must be above 0 mm, or 0 to keep an axis, got {new_spacing_mm}")
-    target = tuple(float(n) if n > 0 else float(s) for n, s in zip(new_spacing_mm, spacing_mm, strict=True))
+    new_z, new_y, new_x = (float(n) if n > 0 else float(s) for n, s in zip(new_spacing_mm, spacing_mm, strict=True))
+    target = (new_z, new_y, new_x)
     positions, crop = [], []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)

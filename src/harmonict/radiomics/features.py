@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from harmonict.core import HarmonictError
 from harmonict.radiomics.discretise import (
@@ -135,7 +134,7 @@ class FeatureSettings:
     merge_directions: one matrix summed over the directions instead of the mean feature (IBSI's "merged";
         PyRadiomics' weightingNorm "no_weighting").
     dependence_alpha: GLDM / NGLDM coarseness, in grey levels.
-    resample_mm: new voxel spacing (z, y, x), 0 keeps an axis; None: no resampling. resample_order: 1 trilinear, 3 cubic.
+    resample_mm: new voxel spacing (z, y, x), 0 keeps an axis; None: no resampling. resample_order: 1 linear, 3 cubic.
     resegment_hu: keep voxels inside this range (ends included). resegment_sigma: keep voxels within so many SD.
     energy_shift_hu: added to the HU for Energy, TotalEnergy and RootMeanSquared.
     families: of FAMILIES. filters: of FILTERS. log_sigma_mm: widths of the LoG. wavelet: a PyWavelets name.
@@ -203,8 +202,8 @@ def first_order(values: np.ndarray, levels: np.ndarray, voxel_mm3: float, energy
     variance = square.mean()
     robust = x[(x >= p10) & (x <= p90)]
     energy = float(np.square(x + energy_shift_hu).sum())
-    share = np.bincount(levels)
-    share = share[share > 0] / len(x)
+    counts = np.bincount(levels)
+    share = counts[counts > 0] / len(x)
     return {
         "Energy": energy,
         "TotalEnergy": energy * voxel_mm3,
@@ -351,30 +350,3 @@ def _reach(settings: FeatureSettings) -> int:
         return 0
     finest = min(s for s in settings.resample_mm or (1.0,) if s > 0) if any(settings.resample_mm or ()) else 1.0
     return max(16, int(np.ceil(16 * max(settings.log_sigma_mm, default=0.0) / finest)))
-
-
-def check_features(table: pd.DataFrame) -> pd.DataFrame:
-    """The feature table itself, once it is one: unique rows (patient, roi, scan), every other column finite numbers.
-
-    Returns it indexed by (patient, roi, scan). Raises HarmonictError naming the first column or row that is wrong.
-    """
-    keys = ["patient", "roi", "scan"]
-    if list(table.index.names) != keys:
-        missing = [k for k in keys if k not in table.columns]
-        if missing:
-            raise HarmonictError(f"a feature table has the columns {', '.join(keys)}; {', '.join(missing)} is missing")
-        table = table.set_index(keys)
-    if table.index.has_duplicates:
-        first = table.index[table.index.duplicated()][0]
-        raise HarmonictError(f"feature table: the row {first} (patient, roi, scan) occurs twice: keep one of them")
-    for column in table.columns:
-        if not pd.api.types.is_numeric_dtype(table[column]) or pd.api.types.is_bool_dtype(table[column]):
-            raise HarmonictError(
-                f"feature table: column {column!r} is not numeric: drop it or move it to another table"
-            )
-        bad = ~np.isfinite(table[column].to_numpy(float))
-        if bad.any():
-            raise HarmonictError(
-                f"feature table: {column!r} is NaN or infinite in row {table.index[bad.argmax()]}: drop that row or column"
-            )
-    return table

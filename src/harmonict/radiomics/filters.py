@@ -1,4 +1,4 @@
-"""Filtered images: Laplacian of Gaussian (recursive) and undecimated wavelet, as PyRadiomics feeds them to its features.
+"""Filtered images: recursive Laplacian of Gaussian and undecimated wavelet, as PyRadiomics feeds them to its features.
 
 Both work on the ROI and a margin around it, so that a whole-lung CT never needs a second full-size image.
 """

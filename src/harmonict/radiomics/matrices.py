@@ -15,8 +15,9 @@ from harmonict.radiomics.jit import compiled
 
 
 def directions(dimension: str = "3D", distance: int = 1) -> np.ndarray:
-    """Offsets (k, 3) at one Chebyshev distance, one of each pair of opposites: 4 in "2D" (in-plane), 13 in "3D" at 1."""
-    return all_offsets(dimension, distance)[: len(all_offsets(dimension, distance)) // 2]
+    """Offsets (k, 3) at one Chebyshev distance, one of each pair of opposites: at 1, 4 in "2D", 13 in "3D"."""
+    offsets = all_offsets(dimension, distance)
+    return offsets[: len(offsets) // 2]
 
 
 def all_offsets(dimension: str = "3D", distance: int = 1) -> np.ndarray:
@@ -178,9 +179,9 @@ def glrlm_matrices(levels: Levels, offsets: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def border_distance(mask: np.ndarray, *, in_plane: bool) -> np.ndarray:
-    """int64 (z, y, x): steps through voxel faces from each voxel of the mask to the outside, 1 at the border (IBSI 3.9).
+    """int64 (z, y, x): steps through voxel faces from each voxel of the mask to the outside, 1 at the border.
 
-    in_plane: count within each slice only. The image's edge counts as outside.
+    in_plane: count within each slice only. The image's edge counts as outside. Source: IBSI 3.9.
     """
     padded = np.pad(mask, 1)
     if not in_plane:

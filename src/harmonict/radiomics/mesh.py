@@ -125,7 +125,7 @@ def mesh_points(mask: np.ndarray) -> np.ndarray:
 
 
 def _row_ends(points: np.ndarray) -> np.ndarray:
-    """Of integer points, the first and last in each line along the last axis: the farthest pair is always among them."""
+    """Of integer points, the first and last in each line along the last axis: the farthest pair is among them."""
     order = np.lexsort(points.T[::-1])
     points = points[order]
     change = np.any(points[1:, :-1] != points[:-1, :-1], axis=1)
