@@ -15,13 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset, dcmread, dcmwrite
+from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, CTImageStorage
 
 from harmonict.core import Geometry, HarmonictError, Series
 from harmonict.dicom.read import DicomSource
-from harmonict.dicom.write import code, hashed_uid, lock_file, reason_not_written, refuse_source_folder
+from harmonict.dicom.write import code, encode_file, hashed_uid, lock_file, reason_not_written, refuse_source_folder
+from harmonict.volumes import read_mask
 
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -37,15 +38,16 @@ OFF_GRID = 0.05
 def read_masks(path: str | Path, series: Series, roi: str | None = None) -> dict[str, np.ndarray]:
     """ROI name -> bool (z, y, x) on the grid of `series`, from RTSTRUCT, DICOM SEG, NIfTI, NRRD or MHA.
 
-    roi: only this one (exact name, else without regard to case). Raises HarmonictError where the file is no mask, the
-    ROI is not in it (those that are get listed), or the mask belongs to another series.
+    roi: only this one (exact name, else without regard to case; in NIfTI, NRRD and MHA the label's number, which may
+    be left out where there is only one, called by the file's name then). Raises HarmonictError where the file is no
+    mask, the ROI is not in it (those that are get listed), or the mask belongs to another series.
     """
     path = Path(path)
     if path.name.lower().endswith(VOLUME_SUFFIXES):
-        from harmonict.volumes import read_mask
-
-        masks = {path.name.split(".")[0]: np.asarray(read_mask(path, series), bool)}
-        return masks if roi is None else {roi: next(iter(masks.values()))}
+        if roi is not None and not roi.isdecimal():
+            raise HarmonictError(f"{path}: a label image has no ROI names; give the label's number instead of {roi!r}")
+        name = roi or path.name.split(".")[0]
+        return {name: read_mask(path, label=None if roi is None else int(roi), like=series)}
     ds = _open(path)
     wanted = None if roi is None else _find(path, roi, list(_rois(ds)))
     return _rtstruct(ds, path, series, wanted) if ds.SOPClassUID == RTSTRUCT else _seg(ds, path, series, wanted)
@@ -74,6 +76,11 @@ def roi_names(path: str | Path) -> list[str]:
     return list(_rois(_open(Path(path))))
 
 
+def mask_references(path: str | Path, series_uid: str) -> bool:
+    """True where an RTSTRUCT or SEG says that it was made on the images of that series."""
+    return series_uid in _referenced_series(_open(Path(path)))
+
+
 def write_masks(
     paths: Iterable[str | Path], source_series: Series, derived: str | Path | Sequence[Dataset], out_folder: str | Path
 ) -> list[Path]:
@@ -88,11 +95,12 @@ def write_masks(
     out_folder = Path(out_folder)
     refuse_source_folder(out_folder, tuple(files))
     headers = _headers_in(Path(derived)) if isinstance(derived, str | Path) else list(derived)
-    images = {}
+    images: dict[tuple[str, int | None], str] = {}
     for header in headers:
         for item in header.get("SourceImageSequence") or []:
-            key = (str(item.ReferencedSOPInstanceUID), _frame_number(item))
-            images[key] = str(header.SOPInstanceUID)
+            if _image_key(item) in images:
+                raise HarmonictError("several derived images come from one source image; a mask cannot tell them apart")
+            images[_image_key(item)] = str(header.SOPInstanceUID)
     if not images:
         raise HarmonictError("the derived images name no source images; expected a series that harmonict wrote")
     names: set[str] = set()
@@ -186,7 +194,7 @@ def _is_closed(contour: Dataset) -> bool:
     return str(contour.get("ContourGeometricType", "")).startswith("CLOSED") and bool(contour.get("ContourData"))
 
 
-def _rasterise(contours: list[Dataset], what: str, series: Series, slices: dict) -> np.ndarray:
+def _rasterise(contours: list[Dataset], what: str, series: Series, slices: Slices) -> np.ndarray:
     depth, rows, columns = series.hu.shape
     turns: dict[int, np.ndarray] = {}  # slice -> where the number of enclosing contours changes, going along a row
     for contour in contours:
@@ -206,9 +214,9 @@ def _rasterise(contours: list[Dataset], what: str, series: Series, slices: dict)
     return mask
 
 
-def _place(points: np.ndarray, contour: Dataset, what: str, series: Series, slices: dict) -> tuple[int, np.ndarray]:
+def _place(points: np.ndarray, contour: Dataset, what: str, series: Series, slices: Slices) -> tuple[int, np.ndarray]:
     """Slice and in-plane index coordinates (n, 2) of a contour; its plane and the image it names must agree."""
-    named = {slices[k] for k in map(_image_key, contour.get("ContourImageSequence") or []) if k in slices}
+    named = _named(contour.get("ContourImageSequence") or [], slices)
     if contour.get("ContourImageSequence") and not named:
         raise HarmonictError(f"{what}: a contour references an image that is not among the slices of {series.name}")
     if series.is_volume:
@@ -282,7 +290,7 @@ def _seg(ds: Dataset, path: Path, series: Series, wanted: str | None) -> dict[st
     return masks
 
 
-def _frame_slot(groups: Dataset, shared: Dataset, shape, path: Path, series: Series, slices: dict):
+def _frame_slot(groups: Dataset, shared: Dataset, shape, path: Path, series: Series, slices: Slices):
     """Index (z, rows, columns) of the series that a frame covers; its voxels must be voxels of the series."""
     plane = Dataset()
     plane.ImagePositionPatient = _group(groups, shared, "PlanePositionSequence", path).ImagePositionPatient
@@ -295,7 +303,7 @@ def _frame_slot(groups: Dataset, shared: Dataset, shape, path: Path, series: Ser
         index = series.geometry.to_index(corners)
     else:
         sources = [i for d in groups.get("DerivationImageSequence") or [] for i in d.get("SourceImageSequence") or []]
-        named = {slices[k] for k in map(_image_key, sources) if k in slices}
+        named = _named(sources, slices)
         _, index = _nearest_image(corners, series, named)
     z, y, x = np.rint(index[0]).astype(int)
     expected = np.array([[z, y, x], [z, y + rows - 1, x], [z, y, x + columns - 1]])
@@ -350,17 +358,27 @@ def _source(series: Series) -> DicomSource:
     return series.source
 
 
-def _slices_by_uid(series: Series) -> dict[tuple[str, int | None], int]:
-    """(SOP Instance UID, frame number or None) -> slice, for the series' own images and those it was made from."""
-    slices: dict[tuple[str, int | None], int] = {}
+Slices = dict[tuple[str, int | None], set[int]]
+
+
+def _slices_by_uid(series: Series) -> Slices:
+    """(SOP Instance UID, frame number or None) -> slices, for the series' own images and those it was made from.
+
+    One image is one slice, but some software gives all slices one UID.
+    """
+    slices: Slices = {}
     source = _source(series)
     for z, header in enumerate(source.headers):
         frame = None if source.frames is None else source.frames[z]
-        slices.setdefault((str(header.get("SOPInstanceUID")), frame), z)
+        slices.setdefault((str(header.get("SOPInstanceUID")), frame), set()).add(z)
         for item in header.get("SourceImageSequence") or []:
             if "DERIVED" in (header.get("ImageType") or []) and item.get("SpatialLocationsPreserved") != "NO":
-                slices.setdefault(_image_key(item), z)
+                slices.setdefault(_image_key(item), set()).add(z)
     return slices
+
+
+def _named(items: Iterable[Dataset], slices: Slices) -> set[int]:
+    return set().union(*(slices.get(_image_key(item), set()) for item in items))
 
 
 def _image_key(item: Dataset) -> tuple[str, int | None]:
@@ -465,7 +483,9 @@ def _headers_in(folder: Path) -> list[Dataset]:
     return [dcmread(p, specific_tags=tags, stop_before_pixels=True) for p in paths]
 
 
-def _redirect(ds: Dataset, path: Path, images: dict, series_uid: str, derived: Dataset) -> None:
+def _redirect(
+    ds: Dataset, path: Path, images: dict[tuple[str, int | None], str], series_uid: str, derived: Dataset
+) -> None:
     """Make every reference to a source image or series one to its derived image or series."""
     old_class, old_uid, old_series = str(ds.SOPClassUID), str(ds.SOPInstanceUID), str(ds.SeriesInstanceUID)
     for item in _image_items(ds):
@@ -506,9 +526,10 @@ def _save(ds: Dataset, path: Path) -> None:
         if path.exists() and str(dcmread(path, specific_tags=["SOPInstanceUID"]).SOPInstanceUID) != ds.SOPInstanceUID:
             raise HarmonictError(f"{path} already exists and is another object; choose another output folder")
         path.parent.mkdir(parents=True, exist_ok=True)
+        data = encode_file(ds)
         with temporary.open("xb") as file:
             lock_file(file.fileno())
-            dcmwrite(file, ds, enforce_file_format=True)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -149,23 +150,26 @@ def write_series(series: Series, folder: str | Path, derivation: Derivation, *, 
             pixels = _encode(series.hu[z], None if padding is None else padding[z], header)
             clipped += pixels.clipped
             rescaled += pixels.rescaled
-            path = temporary / f"{z + 1:0{width}d}.dcm"
+            sop_uid = _derived_uid("image", derivation, identity)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # values of the source that break its VR stay as they are
-                    sop_uid = _derived_uid("image", derivation, identity)
-                    image = _derived_image(source, z, pixels, sop_uid, derivation, shared, appended)
-                    with path.open("xb") as file:
-                        dcmwrite(file, image, implicit_vr=False, little_endian=True, enforce_file_format=True)
-            except OSError:
-                raise
+                    data = encode_file(_derived_image(source, z, pixels, sop_uid, derivation, shared, appended))
             except Exception as error:  # a header that pydicom read but cannot convert or write
                 raise HarmonictError(
                     f"{name}: the header of slice {z + 1} cannot be written again ({type(error).__name__}); "
                     "repair that file or leave it out"
                 ) from error
+            _write_bytes(temporary / f"{z + 1:0{width}d}.dcm", data)
     files = tuple(folder / f"{z + 1:0{width}d}.dcm" for z in range(len(series.hu)))
     return WriteReport(folder, files, series_uid, clipped, rescaled)
+
+
+def encode_file(ds: Dataset) -> bytes:
+    """The file of a data set, in the transfer syntax of its meta header. In memory: pydicom hides the disk's errors."""
+    buffer = BytesIO()
+    dcmwrite(buffer, ds, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 # --- folders: whole or not at all -------------------------------------------------------------------------------------
@@ -248,6 +252,11 @@ def _take_place(temporary: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(temporary, folder)
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
 
 
 def _flush(path: Path) -> None:
