@@ -16,13 +16,13 @@ from pydicom.uid import MediaStorageDirectoryStorage, RTStructureSetStorage, Seg
 from harmonict.core import Geometry, HarmonictError, ScanProtocol, Series
 from harmonict.core.cohort import cohort_table
 from harmonict.dicom.read import (
-    MULTI_FRAME,
     Slice,
     check_one_series,
-    is_localizer,
     kernel_name,
     looks_like_dicom,
+    not_ct,
     open_dicom,
+    quiet,
     read_series,
     series_name,
     series_protocol,
@@ -138,6 +138,7 @@ class Inventory:
         return [f.row() for f in self.found] + [f.row() for f in self.left_out]
 
 
+@quiet()
 def find_series(path: str | Path, *, slicewise: bool = False) -> Inventory:
     """Find every CT series in a file or a folder tree, from the headers alone.
 
@@ -148,9 +149,9 @@ def find_series(path: str | Path, *, slicewise: bool = False) -> Inventory:
     path = Path(path)
     if not path.exists():
         raise HarmonictError(f"no file or folder at {path}")
-    files = [path] if path.is_file() else _files(path)
     found: list[FoundSeries] = []
     left_out: list[LeftOut] = []
+    files = _files(path, left_out) if path.is_dir() else [path]
     masks: list[Path] = []
     groups: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
     others: dict[tuple[str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
@@ -158,10 +159,10 @@ def find_series(path: str | Path, *, slicewise: bool = False) -> Inventory:
     for file in files:
         kind = volume_format(file)
         try:
-            if kind is not None:
+            if kind is not None and file.is_file():
                 found.append(_volume(file, kind))
                 continue
-            if not looks_like_dicom(file):
+            if not file.is_file() or not looks_like_dicom(file):  # a pipe would wait for ever
                 skipped += 1
                 continue
             ds = open_dicom(file, tags=_TAGS)
@@ -174,7 +175,7 @@ def find_series(path: str | Path, *, slicewise: bool = False) -> Inventory:
             left_out.append(LeftOut((file,), f"cannot read {file}: {error.strerror}"))
             continue
         sop_class = text(ds, "SOPClassUID")
-        if sop_class == MediaStorageDirectoryStorage or _is_dicomdir(ds):
+        if _is_dicomdir(ds):
             skipped += 1
             continue
         if sop_class in (RTStructureSetStorage, SegmentationStorage):
@@ -313,20 +314,12 @@ def _volume(path: Path, kind: str) -> FoundSeries:
 
 def _set_aside(ds: Dataset) -> str | None:
     """Why a DICOM file is not a CT slice, in words, or None where it may be one."""
-    sop_class, modality = ds.get("SOPClassUID"), text(ds, "Modality")
+    sop_class = text(ds, "SOPClassUID")
     if sop_class == RTStructureSetStorage:
         return "RTSTRUCT: contours, not images (used as masks)"
     if sop_class == SegmentationStorage:
         return "SEG: a segmentation, not an image (used as masks)"
-    if sop_class is None and modality == "CT":
-        sop_class = None
-    elif sop_class != "1.2.840.10008.5.1.4.1.1.2" and sop_class not in MULTI_FRAME:
-        name = getattr(sop_class, "name", "") or "no SOP Class"
-        known = name if name != str(sop_class) else "an unknown kind of object"
-        return f"{known}: expected CT images"
-    if modality not in ("", "CT"):
-        return f"modality {modality[:16]}: expected CT"
-    return "localizer (scout) images, not CT slices" if is_localizer(ds) else None
+    return not_ct(ds)
 
 
 def _left_out(paths: list[Path], reason: str, ds: Dataset) -> LeftOut:
@@ -334,13 +327,18 @@ def _left_out(paths: list[Path], reason: str, ds: Dataset) -> LeftOut:
 
 
 def _is_dicomdir(ds: Dataset) -> bool:
-    meta = getattr(ds, "file_meta", None)
-    return meta is not None and meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+    classes = text(ds, "SOPClassUID"), text(getattr(ds, "file_meta", Dataset()), "MediaStorageSOPClassUID")
+    return MediaStorageDirectoryStorage in classes
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, left_out: list[LeftOut]) -> list[Path]:
+    """All files below a folder, sorted; a folder that cannot be listed is a row of `left_out`."""
+
+    def refused(error: OSError) -> None:
+        left_out.append(LeftOut((Path(error.filename, "*"),), f"cannot list {error.filename}: {error.strerror}"))
+
     files = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=refused):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         files += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
     return files

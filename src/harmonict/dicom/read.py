@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -77,6 +80,14 @@ class Slice:
         return np.cross(self.row, self.column)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without pydicom's warnings: they quote header values, and files are judged here in our own words."""
+    with warnings.catch_warnings(action="ignore"):
+        yield
+
+
+@quiet()
 def read_series(files: Sequence[Path], *, slicewise: bool = False) -> Series:
     """Read the files of ONE CT series, in any order -> Series in HU, slices sorted along their normal.
 
@@ -130,40 +141,38 @@ def read_series(files: Sequence[Path], *, slicewise: bool = False) -> Series:
 # ---------------------------------------------------------------------------------------------------- one file
 
 
+@quiet()
 def open_dicom(path: Path, *, tags: Iterable[str] | None = None, pixels: bool = False) -> Dataset:
     """dcmread that answers with a Dataset or a HarmonictError, also for files without the DICOM preamble.
 
     tags: keywords to keep (all, if None). Without `pixels`, reading stops before the pixel data.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wanted = None if tags is None else list(tags)
+    wanted = None if tags is None else list(tags)
+    try:
         try:
-            try:
-                return dcmread(path, stop_before_pixels=not pixels, specific_tags=wanted)
-            except InvalidDicomError:
-                if not looks_like_dicom(path):
-                    raise HarmonictError(f"{path} is not a DICOM file") from None
-                return dcmread(path, stop_before_pixels=not pixels, specific_tags=wanted, force=True)
-        except HarmonictError:
-            raise
-        except OSError as error:
-            raise HarmonictError(f"cannot read {path}: {error.strerror or _one_line(error)}") from None
-        except Exception as error:  # pydicom raises whatever the bytes provoke
-            raise HarmonictError(_damaged(path, error)) from None
+            return dcmread(path, stop_before_pixels=not pixels, specific_tags=wanted)
+        except InvalidDicomError:
+            if not looks_like_dicom(path):
+                raise HarmonictError(f"{path} is not a DICOM file") from None
+            return dcmread(path, stop_before_pixels=not pixels, specific_tags=wanted, force=True)
+    except HarmonictError:
+        raise
+    except OSError as error:
+        raise HarmonictError(f"cannot read {path}: {error.strerror or type(error).__name__}") from None
+    except Exception as error:  # pydicom raises whatever the bytes provoke
+        raise HarmonictError(_damaged(path, error)) from None
 
 
+@quiet()
 def slices_of(ds: Dataset, path: Path) -> list[Slice]:
     """The slices of one file's header: one, or one a frame. Raises HarmonictError where it is no CT image."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _check_ct(ds, path)
-            if ds.get("SOPClassUID") in MULTI_FRAME:
-                return [_slice(header, path, n) for n, header in enumerate(flatten_frames(ds, path), start=1)]
-            if number(ds, "NumberOfFrames", 1) != 1:
-                raise HarmonictError(f"{path}: several frames in a CT Image Storage file; expected one")
-            return [_slice(ds, path, 0)]
+        _check_ct(ds, path)
+        if text(ds, "SOPClassUID") in MULTI_FRAME:
+            return [_slice(header, path, n) for n, header in enumerate(flatten_frames(ds, path), start=1)]
+        if number(ds, "NumberOfFrames", 1) != 1:
+            raise HarmonictError(f"{path}: several frames in a CT Image Storage file; expected one")
+        return [_slice(ds, path, 0)]
     except HarmonictError:
         raise
     except Exception as error:
@@ -174,16 +183,14 @@ def _open_file(path: Path, stored: dict[tuple[Path, int], np.ndarray]) -> list[S
     """Header and pixels of one file; the stored values go into `stored` under (path, frame)."""
     ds = open_dicom(path, pixels=True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _check_ct(ds, path)
-            syntax = _transfer_syntax(ds, path)
-            frames = _frames_of(ds, path)
-            for n, raw in enumerate(_decode(ds, syntax, frames, path)):
-                stored[path, n + 1 if ds.get("SOPClassUID") in MULTI_FRAME else 0] = _stored_bits(raw, ds, path)
-            for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
-                if keyword in ds:
-                    delattr(ds, keyword)
+        _check_ct(ds, path)
+        multi_frame = text(ds, "SOPClassUID") in MULTI_FRAME
+        frames = _frame_count(ds, path) if multi_frame else 1
+        for n, raw in enumerate(_decode(ds, _transfer_syntax(ds), frames, path)):
+            stored[path, n + 1 if multi_frame else 0] = _stored_bits(raw, ds, path)
+        for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+            if keyword in ds:
+                delattr(ds, keyword)
         return slices_of(ds, path)
     except HarmonictError:
         raise
@@ -192,18 +199,23 @@ def _open_file(path: Path, stored: dict[tuple[Path, int], np.ndarray]) -> list[S
 
 
 def _check_ct(ds: Dataset, path: Path) -> None:
-    sop_class = ds.get("SOPClassUID")
-    modality = text(ds, "Modality")
-    if sop_class is None and modality == "CT":
-        sop_class = CTImageStorage
-    if sop_class not in CLASSIC | MULTI_FRAME:
-        what = UID(str(sop_class)).name if sop_class else "a file without SOP Class"
-        what = what if sop_class is None or what != str(sop_class) else "an unknown SOP Class"
-        raise HarmonictError(f"{path}: {what}{f' ({modality[:16]})' if modality else ''}; expected a CT image")
-    if modality and modality != "CT":
-        raise HarmonictError(f"{path}: modality {modality[:16]}; expected CT")
-    if is_localizer(ds):
-        raise HarmonictError(f"{path}: a localizer (scout) image, not a CT slice")
+    reason = not_ct(ds)
+    if reason:
+        raise HarmonictError(f"{path}: {reason}")
+
+
+def not_ct(ds: Dataset) -> str | None:
+    """Why a DICOM file holds no CT slice, in words, or None where it may hold one."""
+    sop_class, modality = text(ds, "SOPClassUID"), text(ds, "Modality")
+    if modality and not re.fullmatch(r"[A-Z]{2,16}", modality):
+        return "the modality is not readable; expected CT"
+    if sop_class not in CLASSIC | MULTI_FRAME and not (sop_class == "" and modality == "CT"):
+        name = UID(sop_class).name if sop_class else "no SOP Class"
+        name = "an unknown kind of object" if name == sop_class and sop_class else name
+        return f"{name}{f' ({modality})' if modality else ''}; expected CT images"
+    if modality not in ("", "CT"):
+        return f"modality {modality}; expected CT"
+    return "localizer (scout) image, not a CT slice" if is_localizer(ds) else None
 
 
 def is_localizer(ds: Dataset) -> bool:
@@ -325,18 +337,15 @@ def _frame_count(ds: Dataset, path: Path) -> int:
     return int(count)
 
 
-def _frames_of(ds: Dataset, path: Path) -> int:
-    return _frame_count(ds, path) if ds.get("SOPClassUID") in MULTI_FRAME else 1
-
-
 # ------------------------------------------------------------------------------------------------------ pixels
 
 
-def _transfer_syntax(ds: Dataset, path: Path) -> UID:
-    syntax = getattr(ds, "file_meta", Dataset()).get("TransferSyntaxUID")
-    if syntax is None:
-        return UID("1.2.840.10008.1.2" if ds.original_encoding[0] else "1.2.840.10008.1.2.1")
-    return UID(str(syntax))
+def _transfer_syntax(ds: Dataset) -> UID:
+    syntax = text(getattr(ds, "file_meta", Dataset()), "TransferSyntaxUID")
+    if syntax:
+        return UID(syntax)
+    implicit, little = ds.original_encoding  # no meta header: what pydicom found the bytes to be
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
 def _decode(ds: Dataset, syntax: UID, frames: int, path: Path) -> list[np.ndarray]:
@@ -352,6 +361,8 @@ def _decode(ds: Dataset, syntax: UID, frames: int, path: Path) -> list[np.ndarra
         raise HarmonictError(f"{path}: PixelRepresentation must be 0 or 1")
     dtype = np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
     data = ds.PixelData
+    if syntax.is_private or not syntax.is_transfer_syntax:
+        raise HarmonictError(f"{path}: not a known transfer syntax, so its pixels cannot be read")
     if not syntax.is_encapsulated:
         size = rows * columns * dtype.itemsize
         if len(data) < size * frames:
@@ -439,8 +450,8 @@ def _check_codestream(code: bytes, syntax: UID, rows: int, columns: int, path: P
         components = int.from_bytes(siz[36:38], "big")
     elif syntax.name.startswith("JPEG"):
         frame = _jpeg_frame_header(code)
-        if frame is None:
-            raise HarmonictError(f"{path}: damaged JPEG stream")
+        if frame is None or not code.rstrip(b"\0").endswith(b"\xff\xd9"):  # decoders fill in what is cut off
+            raise HarmonictError(f"{path}: damaged or truncated JPEG stream")
         bits, found, components = frame
     else:
         return None
@@ -798,10 +809,6 @@ def _short(found: tuple[float, ...]) -> str:
 
 def _damaged(path: Path, error: Exception) -> str:
     return f"{path}: damaged DICOM file ({type(error).__name__}); get a fresh copy"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def looks_like_dicom(path: Path) -> bool:
