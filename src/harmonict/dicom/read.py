@@ -12,7 +12,8 @@ from pathlib import Path
 
 import gdcm
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import DataElement, Dataset, dcmread
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder, pixel_array
@@ -49,7 +50,7 @@ LARGEST_RATIO, SMALL_FRAME_BYTES = 1000, 4 << 20  # a compressed frame may grow 
 class DicomSource:
     """What the files of a series said, one header a slice in the order of `hu[z]`, without the pixels.
 
-    headers: each with `file_meta` (transfer syntax), BitsAllocated, BitsStored, PixelRepresentation, RescaleSlope and
+    headers: never to be changed in place (frames share elements). Each has `file_meta` (transfer syntax), BitsAllocated, BitsStored, PixelRepresentation, RescaleSlope and
         RescaleIntercept of its slice. Those of a multi-frame file are flattened: its functional groups stand at the top
         as in classic CT, InstanceNumber is the frame number, SOPClassUID and SOPInstanceUID stay the file's own.
     paths: the file of each slice.
@@ -306,15 +307,15 @@ def flatten_frames(ds: Dataset, path: Path) -> list[Dataset]:
                 for item in list(place.get(sequence) or [])[:1]:
                     for keyword in keywords:
                         if keyword in item:
-                            setattr(header, keyword, item[keyword].value)
+                            header[item[keyword].tag] = item[keyword]
             for item in list(place.get("CTExposureSequence") or [])[:1]:
                 _classic_exposure(header, item)
             for item in list(place.get("FrameAnatomySequence") or [])[:1]:
                 regions = item.get("AnatomicRegionSequence")
                 if regions and "BodyPartExamined" not in header:
-                    header.BodyPartExamined = text(regions[0], "CodeMeaning").upper()[:16]
-        header.ImageType = [*(values(ds, "ImageType") or ["ORIGINAL", "PRIMARY"])[:2], "AXIAL"]
-        header.InstanceNumber = n
+                    _replace(header, "BodyPartExamined", text(regions[0], "CodeMeaning").upper()[:16])
+        _replace(header, "ImageType", [*(values(ds, "ImageType") or ["ORIGINAL", "PRIMARY"])[:2], "AXIAL"])
+        _replace(header, "InstanceNumber", n)
         headers.append(header)
     return headers
 
@@ -327,7 +328,12 @@ def _classic_exposure(header: Dataset, item: Dataset) -> None:
     ):
         value = number(item, source)
         if value is not None:
-            setattr(header, keyword, round(value))
+            _replace(header, keyword, round(value))
+
+
+def _replace(header: Dataset, keyword: str, value: object) -> None:
+    """Set an attribute with an element of its own: the frames' headers share their elements."""
+    header[keyword] = DataElement(tag_for_keyword(keyword), dictionary_VR(keyword), value)
 
 
 def _frame_count(ds: Dataset, path: Path) -> int:
@@ -450,7 +456,7 @@ def _check_codestream(code: bytes, syntax: UID, rows: int, columns: int, path: P
         components = int.from_bytes(siz[36:38], "big")
     elif syntax.name.startswith("JPEG"):
         frame = _jpeg_frame_header(code)
-        if frame is None or not code.rstrip(b"\0").endswith(b"\xff\xd9"):  # decoders fill in what is cut off
+        if frame is None or not code.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # decoders fill in what is cut off
             raise HarmonictError(f"{path}: damaged or truncated JPEG stream")
         bits, found, components = frame
     else:
