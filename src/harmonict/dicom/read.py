@@ -13,10 +13,11 @@ from pathlib import Path
 import gdcm
 import numpy as np
 from pydicom import DataElement, Dataset, dcmread
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder, pixel_array
+from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -50,9 +51,10 @@ LARGEST_RATIO, SMALL_FRAME_BYTES = 1000, 4 << 20  # a compressed frame may grow 
 class DicomSource:
     """What the files of a series said, one header a slice in the order of `hu[z]`, without the pixels.
 
-    headers: never to be changed in place (frames share elements). Each has `file_meta` (transfer syntax), BitsAllocated, BitsStored, PixelRepresentation, RescaleSlope and
-        RescaleIntercept of its slice. Those of a multi-frame file are flattened: its functional groups stand at the top
-        as in classic CT, InstanceNumber is the frame number, SOPClassUID and SOPInstanceUID stay the file's own.
+    headers: each with `file_meta` (transfer syntax), BitsAllocated, BitsStored, PixelRepresentation, RescaleSlope and
+        RescaleIntercept of its slice. Never changed in place: frames share their elements. Those of a multi-frame file
+        are flattened: its functional groups stand at the top as in classic CT, InstanceNumber is the frame number,
+        SOPClassUID and SOPInstanceUID stay the file's own.
     paths: the file of each slice.
     frames: frame number of each slice, from 1 (as in ReferencedFrameNumber); None for single-frame files.
     """
@@ -333,7 +335,7 @@ def _classic_exposure(header: Dataset, item: Dataset) -> None:
 
 def _replace(header: Dataset, keyword: str, value: object) -> None:
     """Set an attribute with an element of its own: the frames' headers share their elements."""
-    header[keyword] = DataElement(tag_for_keyword(keyword), dictionary_VR(keyword), value)
+    header[keyword] = DataElement(Tag(keyword), dictionary_VR(keyword), value)
 
 
 def _frame_count(ds: Dataset, path: Path) -> int:
