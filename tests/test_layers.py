@@ -10,16 +10,17 @@ import harmonict
 ROOT = Path(harmonict.__file__).parent
 LEVELS = [
     {"core"},
-    {"volumes", "physics", "metrics"},
+    {"volumes", "physics", "metrics", "scale"},
     {"dicom", "radiomics", "biomarkers", "nn"},
     {"simulate", "data", "combat"},
     {"train"},
     {"harmonizer"},
     {"methods"},
     {"evaluate"},
-    {"scale", "report"},
+    {"report"},
     {"harmonize_cohort"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: n for n, names in enumerate(LEVELS) for name in names}
 HOMES = {

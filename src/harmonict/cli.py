@@ -257,6 +257,40 @@ def evaluate(
     print(f"HU clipped to [{limits[0]:g}, {limits[1]:g}], peak {limits[1] - limits[0]:g}; body of the reference")
 
 
+@app.command(epilog="Example: harmonict simulate demo --out trial/")
+def simulate(
+    trial: Annotated[str, typer.Argument(metavar="PRESET|CONFIG.toml", help="A preset, its -small form, or a file.")],
+    out: Annotated[Path, typer.Option(help="A new folder, or that of the same trial to go on with.")],
+    slices: Annotated[int | None, typer.Option(help="Slices of each patient, at the trial's main thickness.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed gives other patients.")] = None,
+    jobs: Jobs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a virtual imaging trial: patients x doses x kernels x thicknesses, with truth, masks and cohort table."""
+    import shutil
+
+    from harmonict.simulate.trial import disk_bytes, load_trial, run_trial, units
+
+    plan = load_trial(trial, slices=slices, seed=seed)
+    need = disk_bytes(plan)
+    place = next(p for p in [out, *out.absolute().parents] if p.exists())
+    free = shutil.disk_usage(place).free
+    if need > free:
+        raise HarmonictError(f"{plan.name} needs {_bytes(need)}, {place} has {_bytes(free)}; ask for fewer --slices")
+    print(f"{plan.name}: {plan.about}; {len(units(plan, out))} parts, {_bytes(need)} on disk", file=sys.stderr)
+    with _progress("simulate") as progress:
+        table = run_trial(plan, out, jobs=_jobs(jobs), progress=progress, say=lambda line: print(line, file=sys.stderr))
+    if as_json:
+        _print_json(table)
+        return
+    shown = table.assign(scans=1).groupby(["group", "split", "role"], sort=False, dropna=False)
+    summary = shown.agg(
+        patients=("patient", "nunique"), series=("scans", "sum"), slices=("slices", "sum")
+    ).reset_index()
+    _print_table(summary, list(summary.columns))
+    print(f"{len(table)} series: {out / 'cohort.csv'}")
+
+
 @app.command(epilog="Example: harmonict methods")
 def methods(as_json: AsJson = False) -> None:
     """List the methods: paper, what they are fitted on, and their settings."""
@@ -389,6 +423,10 @@ def _jobs(jobs: int | None) -> int:
     if jobs is not None and jobs < 1:
         raise HarmonictError(f"--jobs must be at least 1, got {jobs}")
     return jobs or min(os.cpu_count() or 1, 4)
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def _hu_range(text: str) -> tuple[float, float]:
