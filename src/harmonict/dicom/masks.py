@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 import os
 import secrets
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, CTImageStorage
 
@@ -145,24 +147,30 @@ def write_seg(masks: dict[str, np.ndarray], headers: Sequence[Dataset], path: st
         )
         for n, name in enumerate(masks, 1)
     ]
-    seg = hd.seg.Segmentation(
-        source_images=list(headers),
-        pixel_array=np.stack(list(masks.values()), axis=-1).astype(np.uint8),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
-        series_instance_uid=hashed_uid("seg series", *key),
-        series_number=int(first.get("SeriesNumber") or 0) + 1,
-        sop_instance_uid=hashed_uid("seg", *key),
-        instance_number=1,
-        manufacturer="harmonict",
-        manufacturer_model_name="harmonict",
-        software_versions="1",
-        device_serial_number="1",
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # patient names without a caret
+        seg = hd.seg.Segmentation(
+            source_images=list(headers),
+            pixel_array=np.stack(list(masks.values()), axis=-1).astype(np.uint8),
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=segments,
+            series_instance_uid=hashed_uid("seg series", *key),
+            series_number=int(first.get("SeriesNumber") or 0) + 1,
+            sop_instance_uid=hashed_uid("seg", *key),
+            instance_number=1,
+            manufacturer="harmonict",
+            manufacturer_model_name="harmonict",
+            software_versions="1",
+            device_serial_number="1",
+        )
     seg["ContentDate"].value = first.get("StudyDate") or "19000101"
     seg["ContentTime"].value = first.get("StudyTime") or "000000"
     for keyword in ("InstanceCreationDate", "InstanceCreationTime", "SeriesDate", "SeriesTime"):
         seg.pop(keyword, None)
+    for item in _items(seg):  # highdicom's own clock and random numbers
+        item.pop("ContributionDateTime", None)
+        if "DimensionOrganizationUID" in item:
+            item.DimensionOrganizationUID = UID(hashed_uid("seg dimensions", *key))
     _save(seg, Path(path))
     return Path(path)
 
@@ -191,17 +199,14 @@ def _rtstruct(ds: Dataset, path: Path, series: Series, wanted: str | None) -> di
 
 
 def _is_closed(contour: Dataset) -> bool:
-    return str(contour.get("ContourGeometricType", "")).startswith("CLOSED") and bool(contour.get("ContourData"))
+    return str(contour.get("ContourGeometricType", "")).startswith("CLOSED") and "ContourData" in contour
 
 
 def _rasterise(contours: list[Dataset], what: str, series: Series, slices: Slices) -> np.ndarray:
     depth, rows, columns = series.hu.shape
     turns: dict[int, np.ndarray] = {}  # slice -> where the number of enclosing contours changes, going along a row
     for contour in contours:
-        points = np.asarray(contour.ContourData, float)
-        if points.size < 9 or points.size % 3 or not np.all(np.isfinite(points)):
-            raise HarmonictError(f"{what}: a contour has {points.size} coordinates; expected three or more points")
-        z, yx = _place(points.reshape(-1, 3), contour, what, series, slices)
+        z, yx = _place(_points(contour, what), contour, what, series, slices)
         if not 0 <= z < depth:
             raise HarmonictError(f"{what}: a contour lies outside the series, {abs(z)} slices from its first")
         grid = turns.setdefault(z, np.zeros((rows, columns + 1), np.int32))
@@ -212,6 +217,19 @@ def _rasterise(contours: list[Dataset], what: str, series: Series, slices: Slice
     if not mask.any():
         raise HarmonictError(f"{what}: no voxel centre lies inside its contours; is it of another image?")
     return mask
+
+
+def _points(contour: Dataset, what: str) -> np.ndarray:
+    """Contour Data (n, 3) in mm, from the bytes: quick, and right for those over 64 kB, stored as UN."""
+    value = contour.get_item("ContourData").value  # type: ignore[union-attr]
+    try:
+        text = value.decode("ascii").rstrip("\0 ").split("\\") if isinstance(value, bytes) else value
+        points = np.array(text, float)
+    except (ValueError, TypeError):
+        raise HarmonictError(f"{what}: a contour holds something else than numbers") from None
+    if points.size < 9 or points.size % 3 or not np.all(np.isfinite(points)):
+        raise HarmonictError(f"{what}: a contour has {points.size} coordinates; expected three or more points")
+    return points.reshape(-1, 3)
 
 
 def _place(points: np.ndarray, contour: Dataset, what: str, series: Series, slices: Slices) -> tuple[int, np.ndarray]:
@@ -393,10 +411,11 @@ def _frame_number(item: Dataset) -> int | None:
 
 
 def _items(ds: Dataset) -> Iterator[Dataset]:
-    """All sequence items below `ds`, at any depth."""
-    for element in ds:
-        if element.VR == "SQ":
-            for item in element.value:
+    """All sequence items below `ds`, at any depth; other elements stay raw, which is what makes this quick."""
+    for tag in list(ds.keys()):
+        element = ds.get_item(tag)
+        if element.VR == "SQ" or (element.VR is None and dictionary_has_tag(tag) and dictionary_VR(tag) == "SQ"):
+            for item in ds[tag].value or []:
                 yield item
                 yield from _items(item)
 
