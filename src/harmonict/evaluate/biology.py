@@ -157,11 +157,10 @@ def _held_back_scores(x: np.ndarray, label: np.ndarray, fold: np.ndarray) -> np.
         z, held = ((x[part][:, use] - centre[use]) / spread[use] for part in (train, test))
         root = np.sqrt(weight)[:, None]
         kernel = (root * z) @ (root * z).T / use.sum()
-        for n, c in enumerate(names):
-            y = (label[train] == c).astype(float)
-            y = root[:, 0] * (y - weight @ y)
-            dual = np.linalg.solve(kernel + RIDGE / len(y) * np.eye(len(y)), y)
-            scores[test, n] = held @ ((root * z).T @ dual) / use.sum()
+        y = (label[train][:, None] == np.array(names)).astype(float)
+        y = root * (y - weight @ y)
+        dual = np.linalg.solve(kernel + RIDGE / len(y) * np.eye(len(y)), y)
+        scores[test] = held @ ((root * z).T @ dual) / use.sum()
     return scores
 
 
