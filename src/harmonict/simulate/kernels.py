@@ -77,5 +77,6 @@ def _curve(name: str) -> Kernel:
     axis = [column for column in row if column[:1].isdigit()]
     frequency = np.array([float(column) for column in axis])
     fine = np.round(np.arange(0.0, frequency[-1] + _STEP_PER_MM / 2, _STEP_PER_MM), 6)
-    mtf = PchipInterpolator(frequency, [float(row[column]) for column in axis])(fine)
+    curve = PchipInterpolator(frequency, [float(row[column]) for column in axis])(fine)
+    mtf = np.maximum(np.round(curve, 9), 0.0)  # a zero in the table is a zero here
     return Kernel(name, fine, mtf, f"{row['status']}: {row['source']}")
