@@ -39,11 +39,13 @@ FLOOR = 0.05  # below this a measured MTF is mostly its own noise
 class Config:
     """fit: "ratio" (amplitude ratio: right noise texture), "wiener" (least error) or "fir" (least squares taps; pairs
     only). gain_cap: highest gain where only MTFs say what the gain is (ours: 6; see docs/methods/mtf-ratio.md).
-    taps: side of the FIR filter in pixels, odd.
+    noise_limit: without pairs, the noise SD after sharpening is at most this many times the larger of the source's and
+    the target's (ours). taps: side of the FIR filter in pixels, odd.
     """
 
     fit: Literal["ratio", "wiener", "fir"] = "ratio"
     gain_cap: float = 6.0
+    noise_limit: float = 1.5
     taps: int = 21
 
     def __post_init__(self) -> None:
@@ -51,6 +53,8 @@ class Config:
             raise ValueError(f"taps must be an odd number from 3 on, got {self.taps}")
         if not self.gain_cap >= 1:
             raise ValueError(f"gain_cap must be at least 1, got {self.gain_cap:g}")
+        if not self.noise_limit >= 1:
+            raise ValueError(f"noise_limit must be at least 1, got {self.noise_limit:g}")
 
 
 class MTFRatio(Harmonizer):
@@ -63,7 +67,7 @@ class MTFRatio(Harmonizer):
     taps: Tensor  # (k, k): fitted on pairs ("fir"), with
     taps_pixel_mm: Tensor  # (2,) the pixels (y, x) that they were fitted on
     target_mtf: Tensor  # (64,) at FREQUENCIES_PER_MM: the target of a model without pairs
-    target_nps: Tensor  # (2, n) frequency and HU^2 mm^2 of the target's noise; may be missing
+    target_nps: Tensor  # (3, n) frequency, HU^2 mm^2 of the target's noise and of its rounding; may be missing
     source_mtf: Tensor  # (64,) the source's MTF where a file says it; else every series is measured at its own skin
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
@@ -142,17 +146,18 @@ class MTFRatio(Harmonizer):
             return PAIR_FREQUENCIES_PER_MM, self.gain.numpy()
         if not len(self.target_mtf):
             raise HarmonictError("mtf-ratio has no filter yet: fit it on pairs, or give --like or MTF files")
-        noise = about.measured.get("source_nps")
-        witness = None
-        if noise is not None and len(self.target_nps):
-            witness = noise_ratio(noise, self.target_nps.numpy())
-        return FREQUENCIES_PER_MM, mtf_ratio(
-            about.measured["source_mtf"],
-            self.target_mtf.numpy(),
-            witness=witness,
-            gain_cap=self.config.gain_cap,
-            least_error=self.config.fit == "wiener",
+        source_nps = about.measured.get("source_nps")
+        target_nps = self.target_nps.numpy() if len(self.target_nps) else None
+        known = source_nps is not None and target_nps is not None
+        witness = noise_ratio(source_nps, target_nps) if known else None  # type: ignore[arg-type]
+        gain = mtf_ratio(
+            about.measured["source_mtf"], self.target_mtf.numpy(), witness=witness, gain_cap=self.config.gain_cap
         )
+        if known:
+            gain = limit_noise(gain, source_nps, target_nps, self.config.noise_limit)  # type: ignore[arg-type]
+        if self.config.fit == "wiener":
+            gain = gain * sure_share(about.measured["source_mtf"], source_nps)
+        return FREQUENCIES_PER_MM, gain
 
     def _shortfall(self, about: About) -> str:
         """One line where the filtered source will not reach the target's f50."""
@@ -197,20 +202,19 @@ def mtf_ratio(
     *,
     witness: np.ndarray | None,
     gain_cap: float,
-    least_error: bool,
 ) -> np.ndarray:
     """The gain at FREQUENCIES_PER_MM from two MTFs there (eq 2, regularised).
 
     witness: square root of the ratio of the noise spectra, up to a factor (NaN where unknown), or None. It replaces
-    the ratio above 0.2 per mm where the two agree in shape. gain_cap: no gain above it. least_error: divide by
-    S + 0.02^2 / S instead of S (0.02 is what a measured MTF is uncertain by).
+    the ratio above 0.2 per mm where the two agree in shape (SD of their logarithms' difference 0.12 at most).
+    gain_cap: no gain above it. Where the source's MTF is under FLOOR, a gain above 1 is held: no further sharpening.
     """
     f = FREQUENCIES_PER_MM
     source, target = clean_tail(source_mtf), clean_tail(target_mtf)
     ratio = target / source
     known = int(np.argmax(source < FLOOR)) if np.any(source < FLOOR) else len(f) - 1
-    if ratio[known] >= 1:
-        ratio[known:] = ratio[known]  # no further sharpening where the source is not known
+    # Past it the source is not known: no further sharpening, whatever two extrapolated tails make of each other.
+    ratio[known:] = ratio[known] if ratio[known] >= 1 else np.minimum(ratio[known:], ratio[known])
     joined = _join_witness(ratio, witness, np.minimum(source, target))
     return np.minimum(joined, gain_cap)
 
@@ -238,7 +242,7 @@ def noise_ratio(source_nps: np.ndarray, target_nps: np.ndarray) -> np.ndarray:
     """sqrt(target noise power / source noise power) at FREQUENCIES_PER_MM; NaN beyond either axis."""
     curves = [
         np.interp(FREQUENCIES_PER_MM, frequency, power, left=np.nan, right=np.nan)
-        for frequency, power in (source_nps, target_nps)
+        for frequency, power, _ in (source_nps, target_nps)
     ]
     return np.sqrt(curves[1] / curves[0])
 
@@ -259,14 +263,50 @@ def _join_witness(ratio: np.ndarray, witness: np.ndarray | None, lower_mtf: np.n
     return np.exp((1 - share) * np.log(ratio) + share * np.log(scaled))
 
 
+def limit_noise(gain: np.ndarray, source_nps: np.ndarray, target_nps: np.ndarray, limit: float) -> np.ndarray:
+    """The gain, capped so far that the noise SD after it is at most `limit` times the larger of source and target SD.
+
+    SDs are taken from the spectra above 0.1 per mm, where patients hold little anatomy. Never below 1 where the gain
+    is above 1: smoothing is not what noise asks for here.
+    """
+    allowed = limit * max(_noise_sd(source_nps), _noise_sd(target_nps))
+    for cap in np.geomspace(max(gain.max(), 1.0), 1.0, 60):
+        capped = np.minimum(gain, cap)
+        if _noise_sd(source_nps, capped) <= allowed:
+            return capped
+    return capped
+
+
+def _noise_sd(nps: np.ndarray, gain: np.ndarray | None = None) -> float:
+    frequency, power = nps[:2]
+    factor = 1.0 if gain is None else np.interp(frequency, FREQUENCIES_PER_MM, gain) ** 2
+    return float(np.sqrt(np.trapezoid(np.where(frequency > 0.1, 2 * np.pi * frequency * power * factor, 0), frequency)))
+
+
+def sure_share(source_mtf: np.ndarray, source_nps: np.ndarray | None) -> np.ndarray:
+    """What least error leaves of the ratio at FREQUENCIES_PER_MM: S^2 / (S^2 + 0.02^2), times the share of the source's
+    noise power that is not rounding.
+
+    0.02 is what a measured MTF is uncertain by. Quantum noise went through the kernel and is converted with the image;
+    rounding did not, and only adds error.
+    """
+    source = clean_tail(source_mtf)
+    share = source**2 / (source**2 + 0.02**2)
+    if source_nps is None:
+        return share
+    frequency, power, rounding = source_nps[0], source_nps[1], source_nps[2, 0]
+    return share * np.interp(FREQUENCIES_PER_MM, frequency, power / (power + rounding))
+
+
 def _noise_or_none(series: Series) -> np.ndarray | None:
-    """(2, n) frequency and noise power, less that of rounding to whole HU; None where there is no uniform tissue."""
+    """(3, n) frequency, noise power less that of rounding to whole HU, and the latter; None without uniform tissue."""
     try:
         noise: NoiseSpectrum = patient_nps(series)
     except HarmonictError:
         return None
     rounding = float(np.prod(series.pixel_mm)) / 12
-    return np.stack([noise.frequency_per_mm, np.maximum(noise.nps_hu2_mm2 - rounding, 0.05 * rounding)])
+    power = np.maximum(noise.nps_hu2_mm2 - rounding, 0.05 * rounding)
+    return np.stack([noise.frequency_per_mm, power, np.full_like(power, rounding)])
 
 
 def _known_in_common(examples: Sequence[Series]) -> ScanProtocol:
@@ -338,7 +378,8 @@ def least_squares_taps(pairs: SlicePairs, taps: int) -> np.ndarray:
     """(taps, taps) float64: the point-symmetric filter with least squared error over the measured pixels.
 
     Point symmetry (a PSF is even) halves what must be learned from few slices. A ridge of 1e-7 of the mean power keeps
-    the frequencies that the source does not pass from blowing up.
+    the frequencies that the source does not pass from blowing up. Where more than 0.5 % of the pixels within the
+    filter's reach are clipped (air noise at -1024), no linear filter holds: such pixels weigh a tenth.
     """
     half = taps // 2
     offsets = [(dy, dx) for dy in range(-half, 1) for dx in range(-half, half + 1) if (dy, dx) <= (0, 0)]
@@ -349,6 +390,8 @@ def least_squares_taps(pairs: SlicePairs, taps: int) -> np.ndarray:
         source = np.pad(np.where(pair.measured, pair.source - centre, 0).astype(np.float32), half, mode="reflect")
         target = np.where(pair.measured, pair.target - pair.source, 0)
         use = ndimage.binary_erosion(pair.measured, np.ones((3, 3)), iterations=half, border_value=1)
+        clipped = (pair.source <= _clip_floor(pair.source)) | (pair.target <= _clip_floor(pair.target))
+        weight = np.where(ndimage.uniform_filter(clipped.astype(np.float32), taps) > 0.005, 0.1, 1.0)
         h, w = pair.source.shape
         for rows in np.array_split(np.arange(h), max(1, h // 32)):
             y = np.s_[rows[0] : rows[-1] + 1]
@@ -361,8 +404,9 @@ def least_squares_taps(pairs: SlicePairs, taps: int) -> np.ndarray:
                 for dy, dx in offsets
             ]
             block = np.stack(columns).astype(np.float64)
-            a += block @ block.T
-            b += block @ target[y][chosen]
+            weighted = block * weight[y][chosen]
+            a += weighted @ block.T
+            b += weighted @ target[y][chosen]
     solution = np.linalg.solve(a + 1e-7 * np.trace(a) / n * np.eye(n), b)
     out = np.zeros((taps, taps))
     out[half, half] = 1.0
