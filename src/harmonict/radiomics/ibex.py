@@ -1,7 +1,7 @@
 """The set of 1,401 features that RadiomicGAN and DiffusionCT count with, of the classes that IBEX offers.
 
-The papers name the classes and the total, not the parameters. The choice made here is in `docs/ibex-features.md`, row by
-row in `ibex_table`. No feature looks at a voxel outside the ROI.
+The papers name the classes and the total, not the parameters. The choice made here is in `docs/ibex-features.md`, row
+by row in `ibex_table`. No feature looks at a voxel outside the ROI.
 
 Sources: Zhang et al., IBEX, Med Phys 42 (2015) 1341 (names, directions, classes); formulas from the image biomarker
 standardisation initiative (IBSI, arXiv 1612.07003), chapter 3, except where `docs/ibex-features.md` says otherwise.
@@ -200,14 +200,17 @@ def ibex_features(
     return dict(zip(NAMES, (values + 0.0).tolist(), strict=True))  # + 0.0: no negative zeros
 
 
-def _rows() -> list[tuple[str, str, str, int | None]]:
-    def histogram(family: str) -> list[tuple[str, str, str, int | None]]:
-        spread = [(family, feature, "", None) for feature in SPREAD]
+Row = tuple[str, str, str, int | None]  # family, feature, direction, parameter
+
+
+def _rows() -> list[Row]:
+    def histogram(family: str) -> list[Row]:
+        spread: list[Row] = [(family, feature, "", None) for feature in SPREAD]
         return spread + [(family, f, "", p) for f in ("Percentile", "PercentileArea") for p in PERCENTILES]
 
-    def direct(family: str) -> list[tuple[str, str, str, int | None]]:
-        scalars = [(family, feature, "", None) for feature in (*GLOBAL, *SPREAD)]
-        local = [(family, feature, "", size) for size in LOCAL_SIZES for feature in LOCAL]
+    def direct(family: str) -> list[Row]:
+        scalars: list[Row] = [(family, feature, "", None) for feature in (*GLOBAL, *SPREAD)]
+        local: list[Row] = [(family, feature, "", size) for size in LOCAL_SIZES for feature in LOCAL]
         return scalars + local + [(family, "Percentile", "", p) for p in PERCENTILES]
 
     rows = histogram("GOH")
@@ -258,7 +261,7 @@ def _histogram(values: np.ndarray, counts: np.ndarray, start: float, width: floa
     if len(values) == 0:
         return np.zeros(len(SPREAD) + 2 * len(PERCENTILES))
     x = np.sort(values)
-    wanted = np.array(PERCENTILES) * (len(x) / 100.0)
+    wanted = np.array(PERCENTILES) * len(x) / 100.0
     below = np.cumsum(counts)
     bin_ = np.searchsorted(below, wanted)  # the first bin that reaches the area, so never an empty one
     area = start + width * (bin_ + (wanted - (below - counts)[bin_]) / counts[bin_])
