@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
-from scipy.special import ndtri
 
 from harmonict.core import HarmonictError
 from harmonict.simulate import shapes
@@ -59,6 +58,7 @@ class Anatomy:
     trees: dict[str, np.ndarray] = field(default_factory=dict)
     nodules: list[PlacedNodule] = field(default_factory=list)
     emphysema_scale: float = 0.0
+    hole_levels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # sorted values of the hole noise
 
 
 def build(patient: Patient) -> Anatomy:
@@ -69,12 +69,12 @@ def build(patient: Patient) -> Anatomy:
     frames = {name: shapes.noise_frame(rng, s) for name, s in scale.items()}
     if patient.emphysema:
         hole = patient.emphysema.hole_mm
-        frames["hole"] = shapes.noise_frame(rng, hole / 3.2)
-        frames["hole_fine"] = shapes.noise_frame(rng, hole / 7.0)
+        frames["hole"] = shapes.noise_frame(rng, hole / 2.2)
+        frames["hole_fine"] = shapes.noise_frame(rng, hole / 5.0)
     length = patient.lung_height_mm
     turn = np.deg2rad(np.arange(BINS) / BINS * 360.0)
     jitter = sum(
-        rng.normal(0, 0.010 / k) * np.cos(k * turn) + rng.normal(0, 0.006 / k) * np.sin(k * turn) for k in range(1, 5)
+        rng.normal(0, 0.012 / k) * np.cos(k * turn) + rng.normal(0, 0.014 / k) * np.sin(k * turn) for k in range(1, 5)
     )
     heads = length * (1.03 - 0.0885 * np.arange(12))
     ribs, rib_z, rib_fade = _ribs(patient, rng, heads)
@@ -92,6 +92,9 @@ def build(patient: Patient) -> Anatomy:
     if patient.emphysema and patient.emphysema.share > 0:
         weight = emphysema_weight(coarse[:, 2] / length, patient.emphysema.distribution)
         anatomy.emphysema_scale = patient.emphysema.share / float(weight.mean())
+        points = coarse[:, :3] + np.random.default_rng(streams[3]).uniform(-2.5, 2.5, (len(coarse), 3))
+        noise = [shapes.sample_noise(anatomy.cube, frames[name], points) for name in ("hole", "hole_fine")]
+        anatomy.hole_levels = np.sort(shapes.HOLE_MIX[0] * noise[0] + shapes.HOLE_MIX[1] * noise[1])
     return anatomy
 
 
@@ -109,7 +112,7 @@ def _values(patient: Patient) -> dict[str, np.ndarray]:
     )
     names += ("urethane_tumour",)
     values = {n: material_values(n) for n in names}
-    values["cortex"] = 0.62 * values["cortical_bone"] + 0.38 * values["marrow"]
+    values["cortex"] = 0.5 * values["cortical_bone"] + 0.5 * values["marrow"]
     share = patient.bone_density
     values["trabecular"] = share * values["cortical_bone"] + (1 - share) * values["marrow"]
     iodine = material_values("iodine")
@@ -138,13 +141,13 @@ def _ribs(patient: Patient, rng: np.random.Generator, heads: np.ndarray) -> tupl
         for i in range(12):
             b = np.minimum(beta / junction[i], 1.0)
             fall = drop[i] * (1.0 + rng.normal(0, 0.04))
-            z = heads[i] + rng.normal(0, 1.0) - fall * (0.25 * b + 0.75 * b**1.5)
+            z = heads[i] + rng.normal(0, 2.5) - fall * (0.25 * b + 0.75 * b**1.5)
             z += rise[i] * np.clip((beta - junction[i]) / (1.0 - junction[i]), 0, 1)
             z += rng.normal(0, 1.2) * np.sin(2 * np.pi * beta) + rng.normal(0, 0.8) * np.sin(5 * np.pi * beta)
             thick, high = (4.2, 4.2) if i == 0 else (rng.normal(3.5, 0.2), rng.normal(6.6, 0.4))
             if i > 9:
                 thick, high = 3.0, 4.8
-            shape.append([side, thick, high, 180.0 * (1.0 - junction[i]), rng.uniform(1.0, 1.5), 4.6])
+            shape.append([side, thick, high, 180.0 * (1.0 - junction[i]), rng.uniform(0.8, 1.2), 4.6])
             heights.append(z)
             fades.append(np.clip((end[i] - beta) / 0.03, 0, 1))
     return np.array(shape), np.array(heights), np.array(fades)
@@ -162,7 +165,7 @@ def cage_table(anatomy: Anatomy, z: float) -> tuple[np.ndarray, np.ndarray]:
     n = np.where(ALPHA < 90.0, 2.25, 2.45)
     radius = (np.abs(np.sin(a) / width) ** n + np.abs(np.cos(a) / depth) ** n) ** (-1.0 / n)
     radius = radius * (1.0 + anatomy.jitter)
-    dip = 1.0 - 0.36 * np.exp(-(((180.0 - ALPHA) / 17.0) ** 2.6))
+    dip = 1.0 - 0.40 * np.exp(-(((180.0 - ALPHA) / 19.0) ** 2.2))
     return radius, radius * dip
 
 
@@ -185,26 +188,27 @@ def _outline(anatomy: Anatomy, z: float) -> np.ndarray:
     smooth, cage = cage_table(anatomy, z)
     step = 2 * np.pi / BINS
     tilt = np.gradient(np.concatenate([cage[-2:], cage, cage[:2]]), step)[2:-2] / cage
-    g = 1.0 / np.sqrt(1.0 + tilt**2)
+    g = np.maximum(1.0 / np.sqrt(1.0 + tilt**2), 0.72)  # the dip is steep: there depth is counted half along the radius
     m = p.muscle
     layer = 9.5
 
     def at(points: tuple[float, ...], values: tuple[float, ...]) -> float:
         return float(np.interp(t, points, values))
 
-    serratus = m * at((0.0, 0.2, 0.5, 0.75, 0.9), (3, 7, 8, 8, 3)) * _bump(98, 34)
+    serratus = m * at((0.0, 0.2, 0.5, 0.75, 0.9), (2, 6, 7, 8, 3)) * _bump(100, 30)
     pec_minor = m * at((0.5, 0.62, 0.85, 0.95), (0, 7, 8, 4)) * _bump(50, 20)
-    subscapular = m * at((0.42, 0.55, 0.85, 1.0), (0, 12, 17, 12)) * _bump(128, 30)
-    erector = (smooth - cage) * g + m * at((0.0, 0.5, 1.0), (19, 14, 16)) * np.clip((ALPHA - 148) / 14, 0, 1) ** 0.6
+    subscapular = m * at((0.42, 0.55, 0.85, 1.0), (0, 11, 20, 14)) * _bump(116, 32)
+    erector = (smooth - cage) * g + m * at((0.0, 0.5, 1.0), (13, 9, 11)) * np.clip((ALPHA - 146) / 12, 0, 1) ** 0.6
+    erector = erector - 6.0 * np.clip((ALPHA - 172.0) / 8.0, 0, 1)  # the furrow over the spinous processes
     tier1 = np.maximum.reduce([serratus, pec_minor, subscapular, np.where(ALPHA > 145, erector, 0.0)])
     pec = m * at((0.30, 0.42, 0.6, 0.85, 1.0), (0, 7, 14, 17, 10)) * _bump(44, 34)
-    latissimus = m * at((0.0, 0.3, 0.55, 0.7), (6, 11, 14, 5)) * _bump(118, 30)
-    infraspinatus = m * at((0.45, 0.58, 0.85, 1.0), (0, 12, 18, 14)) * _bump(132, 26)
+    latissimus = m * at((0.0, 0.3, 0.55, 0.7), (6, 11, 16, 5)) * _bump(112, 20)
+    infraspinatus = m * at((0.45, 0.58, 0.85, 1.0), (0, 12, 20, 16)) * _bump(124, 26)
     oblique = m * at((-0.1, 0.15, 0.3), (8, 6, 0)) * _bump(70, 60)
     rectus = m * at((-0.1, 0.2, 0.32), (9, 8, 0)) * _bump(16, 15)
     tier2 = np.maximum.reduce([pec, latissimus, infraspinatus, oblique, rectus])
     trapezius = m * at((0.2, 0.4, 0.7, 1.0), (0, 5, 8, 14)) * _bump(165, 26)
-    gap = 0.8 + 0.06 * p.fat_mm
+    gap = 0.5 + 0.05 * p.fat_mm
     a1 = layer + gap + np.zeros(BINS)
     b1 = a1 + tier1
     a2 = b1 + gap + at((0.5, 0.68, 0.85, 1.0), (0, 1, 6, 4)) * _bump(88, 24)
@@ -275,7 +279,7 @@ def _chain(points: list[tuple[float, ...]], steps: int = 6) -> np.ndarray:
 def _mediastinum(patient: Patient, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     s, length = patient.half_width_mm / 135.0, patient.lung_height_mm
     e = length / 270.0
-    zh = 0.335 * length + 26.0 * e
+    zh = 0.30 * length + 22.0 * e
     y0 = -0.30 * patient.depth_front_mm + 2.0
     j = lambda: rng.normal(0, 1.5)  # noqa: E731
     wide = patient.aorta_mm / 2
@@ -311,7 +315,7 @@ def _mediastinum(patient: Patient, rng: np.random.Generator) -> tuple[dict[str, 
             _chain([(-33 * s, y0 + 8, zh + 22 * e, 11), (-30 * s, y0 + 4, zh + 50 * e, 9.5), (-29 * s, y0 + 2, zh + 88 * e, 8.5), (-32 * s, sp(0.9 * length) - 48, 0.93 * length, 7.5), (-44 * s, sp(length) - 48, 1.05 * length, 6.5)]),
             _chain([(-27 * s, y0, zh + 90 * e, 7.5), (0 * s, y0 - 8, zh + 104 * e, 7.0), (30 * s, sp(0.9 * length) - 52, 0.92 * length, 6.5), (44 * s, sp(length) - 46, 1.05 * length, 6.0)]),
             _chain([(-26 * s, y0 + 16, zh - 5, 14), (-27 * s, y0 + 22, zh - 34 * e, 13), (-25 * s, y0 + 34, -0.1 * length, 12)]),
-            _chain([(-8 * s, sp(0.6 * length) - 22, -0.1 * length, 3.0), (-7 * s, sp(0.6 * length) - 21, zh + 62 * e, 3.4), (-14 * s, sp(0.65 * length) - 26, zh + 74 * e, 4.0), (-26 * s, y0 + 10, zh + 72 * e, 4.2)]),
+            _chain([(-8 * s, sp(0.6 * length) - 22, -0.1 * length, 3.0), (-8 * s, sp(0.6 * length) - 21, zh + 66 * e, 3.2), (-20 * s, sp(0.65 * length) - 28, zh + 78 * e, 3.4), (-27 * s, y0 + 18, zh + 72 * e, 3.6)]),
         ]
     )  # fmt: skip
     hilum_r = np.array([-46 * s, y0 + 32, zh + 46 * e])
@@ -455,19 +459,21 @@ def _distances(
     tube = np.full(d_cage.shape, 60.0)
     j0, j1 = np.searchsorted(x, (-120.0, 130.0))
     i0, i1 = np.searchsorted(y, (-120.0, 110.0))
-    shapes.ellipsoid_distance(x[j0:j1], y[i0:i1], z, anatomy.heart, 5.0, heart[i0:i1, j0:j1])
+    shapes.ellipsoid_distance(x[j0:j1], y[i0:i1], z, anatomy.heart, 3.0, heart[i0:i1, j0:j1])
     for name in ("aorta", "vein", "pulmonary", "airway", "oesophagus", "left_atrium"):
         shapes.capsule_distance(x, y, z, anatomy.tubes[name], tube)
     middle = tube - 2.0
-    shapes.smooth_min(middle, heart - 3.0, 9.0)
+    bulge = 2.5 * _texture(anatomy, "lung_coarse", x, y, z)
+    heart = heart + 0.6 * bulge
+    shapes.smooth_min(middle, heart - 2.0 - p.fat_mm * 0.2 - 1.4 * bulge, 9.0)
     ys = spine_y(p, z)
     spine = np.hypot(x[None, :] / 1.12, y[:, None] - ys - 2.0) - 18.5
     shapes.smooth_min(middle, spine, 14.0)
     # the plate of fat between the lungs, thin in front of the heart and aorta
-    half = float(np.interp(t, (0.2, 0.45, 0.6, 0.75, 0.88, 1.0), (9.0, 6.0, 4.0, 10.0, 20.0, 27.0)))
+    half = float(np.interp(t, (0.2, 0.45, 0.6, 0.75, 0.88, 1.0), (9.0, 6.0, 9.0, 17.0, 22.0, 27.0)))
     front = -0.9 * p.depth_front_mm
-    narrow = np.clip((y[:, None] - front) / (0.6 * p.depth_front_mm), 0.0, 1.0)
-    plate = np.abs(x[None, :] - 3.0) - half * (0.45 + 0.55 * narrow)
+    narrow = np.clip((y[:, None] - front) / (0.5 * p.depth_front_mm), 0.0, 1.0)
+    plate = np.abs(x[None, :] - 4.0) - half * (0.25 + 0.75 * narrow)
     plate = np.maximum(plate, y[:, None] - ys)
     shapes.smooth_min(middle, plate, 12.0)
     height, factor = _dome(anatomy, x, y)
@@ -568,16 +574,16 @@ def _trees(anatomy: Anatomy, rng: np.random.Generator, lung: np.ndarray) -> dict
             root = artery_root if kind == "artery" else artery_root + np.array([-6.0 * side, 2.0, -26.0])
             for n in np.unique(lobe):
                 places = here[(lobe == n) & clear, :3]
-                want = max(int(len(places) * 0.125 * p.vessels), 8)
+                want = max(int(len(places) * 0.24 * p.vessels), 8)
                 chosen = places[rng.choice(len(places), min(want, len(places)), replace=False)]
                 chosen = chosen + rng.uniform(-2.4, 2.4, chosen.shape)
                 if kind == "artery":  # lobar vessels leave the trunk along their bronchus
                     tree = shapes.grow_tree(chosen, root, rng.uniform(size=len(chosen)), 2.75, p.vessel_mm / 2)
-                    thick = tree[tree[:, 8] > 14]
+                    thick = tree[tree[:, 8] > 34]
                     air = thick.copy()
                     shift = np.array([0.25 * side, 0.75, 0.6])
                     for a in (0, 4):
-                        gap = thick[:, a + 3] * 1.75 + 0.8
+                        gap = thick[:, a + 3] * 1.8 + 0.6
                         blend = np.clip(np.linalg.norm(thick[:, a : a + 3] - root, axis=1) / 15.0, 0, 1)[:, None]
                         air[:, a : a + 3] = (
                             thick[:, a : a + 3] + shift * gap[:, None] * blend + (airway_root - root) * (1 - blend)
@@ -625,7 +631,7 @@ def render(
     near = np.abs(anatomy.rib_z - z).min(1) < 25.0
     shapes.paint_wall(
         image, d_cage, x, y, z, w, radial, anatomy.ribs[near], anatomy.rib_z[near], anatomy.rib_fade[near],
-        wall, numbers, cube, np.stack([frames["marbling"], frames["fine"]]), breasts,
+        wall, numbers, cube, np.stack([frames["marbling"], frames["fine"], frames["warp"]]), breasts,
     )  # fmt: skip
     d_lung, middle, below, heart = _distances(anatomy, x, y, z, w, d_cage)
     fat_noise = np.zeros(shape, np.float32)
@@ -671,7 +677,7 @@ def render(
     lumen = np.zeros(shape, bool)
     if not lungman:
         walls = anatomy.trees["airway"].copy()
-        walls[:, [3, 7]] += 0.35 + 0.16 * walls[:, [3, 7]]
+        walls[:, [3, 7]] += 0.3 + 0.10 * walls[:, [3, 7]]
         tubes(walls, v["muscle"])
         tubes(anatomy.tubes["airway"], v["muscle"], grow=1.3)
         lumen |= tubes(anatomy.trees["airway"], v["air"]) > 0.5
@@ -698,7 +704,7 @@ def _table(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray, w:
         y,
         w,
         anatomy.back_mm + 1.5,
-        520.0,
+        620.0,
         205.0,
         anatomy.values["carbon_fibre"],
         anatomy.values["foam"],
@@ -716,15 +722,15 @@ def _parenchyma(
         share = anatomy.emphysema_scale * float(
             emphysema_weight(np.array(z / p.lung_height_mm), p.emphysema.distribution)
         )
-        level[:] = ndtri(1.0 - min(share, 0.95))
+        level[:] = np.quantile(anatomy.hole_levels, 1.0 - min(share, 0.95))
     holes = frames.get("hole", frames["lung_mid"])
     numbers = np.array(
-        [p.parenchyma_hu, p.gradient_hu_per_mm, -0.06, 0.5 * p.lung_height_mm, 17.0, 13.0, 10.0, -985.0, 95.0]
+        [p.parenchyma_hu, p.gradient_hu_per_mm, -0.06, 0.5 * p.lung_height_mm, 17.0, 19.0, 18.0, -990.0, 95.0]
     )
     stack = np.stack(
         [frames["lung_fine"], frames["lung_mid"], frames["lung_coarse"], holes, frames.get("hole_fine", holes)]
     )
-    grad = 3.2 / (p.emphysema.hole_mm if p.emphysema else 5.0) / 1.2
+    grad = 1.5 / (p.emphysema.hole_mm if p.emphysema else 5.0)
     # a pixel of width w spans w * grad of the noise that cuts the holes
     shapes.paint_lung(
         image, d_lung, side_map, x, y, z, w, numbers, anatomy.cube, stack, anatomy.fissures, level, emphysema, w * grad
@@ -816,7 +822,7 @@ def _spine(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z:
     gain = (1.0 + 0.22 * fine + 0.12 * mid).astype(np.float32)
     vein = np.clip(1.0 - np.hypot(px / 1.5, py - b + 5.0) / 4.0, 0, 1) * (abs(z - zc) < 3.5)  # basivertebral
     gain = gain * (1.0 - 0.5 * vein).astype(np.float32)
-    _lay(image, rows, columns, body + 1.0, w, v["trabecular"][:, None, None] * gain)
+    _lay(image, rows, columns, body + 0.7, w, v["trabecular"][:, None, None] * gain)
 
 
 def _sternum(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: float, w: float) -> None:
@@ -844,8 +850,8 @@ def _scapulae(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray,
     if t < 0.47:
         return
     table = _outline(anatomy, z)
-    medial = float(np.interp(t, (0.47, 0.6, 0.8, 1.05), (130, 146, 150, 148)))
-    lateral = float(np.interp(t, (0.47, 0.6, 0.8, 1.05), (122, 112, 106, 100)))
+    medial = float(np.interp(t, (0.47, 0.6, 0.8, 1.05), (128, 142, 146, 144)))
+    lateral = float(np.interp(t, (0.47, 0.6, 0.8, 1.05), (120, 108, 101, 96)))
     cover = np.zeros((len(y), len(x)), np.float32)
     inner = np.zeros_like(cover)
     for side in (-1.0, 1.0):
@@ -855,8 +861,9 @@ def _scapulae(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray,
         radius = np.interp(k, bins, table[0]) + (np.interp(k, bins, table[3]) + 1.5) / np.interp(k, bins, table[1])
         if t > 0.8:  # the glenoid stands further out
             radius[-2:] += np.array([3.0, 8.0]) * (t - 0.8) / 0.2 * 2
+        radius = radius + p.muscle * np.linspace(-2.0, 5.0, 7) * float(np.interp(t, (0.47, 0.7), (0.3, 1.0)))
         px, py = side * radius * np.sin(np.deg2rad(angle)), -radius * np.cos(np.deg2rad(angle))
-        thick = np.interp(np.linspace(0, 1, 7), (0, 0.12, 0.4, 0.75, 1.0), (2.4, 2.0, 1.7, 3.0, 4.6))
+        thick = np.interp(np.linspace(0, 1, 7), (0, 0.12, 0.4, 0.75, 1.0), (2.2, 1.5, 1.2, 2.2, 4.2))
         thick = thick * float(np.interp(t, (0.47, 0.52, 0.9), (0.5, 1.0, 1.25)))
         parts = [[px[i], py[i], z, thick[i], px[i + 1], py[i + 1], z, thick[i + 1]] for i in range(6)]
         if t > 0.76:  # the spine of the scapula

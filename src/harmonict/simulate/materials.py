@@ -40,7 +40,8 @@ _MASS_ATTENUATION = {
 _IODINE_KEV = (20.0, 30.0, 33.168, 33.170, 40.0, 50.0, 60.0, 80.0, 100.0, 150.0)
 _IODINE = (25.43, 8.561, 6.553, 35.82, 22.10, 12.32, 7.579, 3.510, 1.942, 0.6978)
 
-# name -> (density g/cm^3, mass fractions), written in parts per thousand; the plastics of the Lungman-like phantom are guesses fitted to its HU
+# name -> (density g/cm^3, mass fractions, written in parts per thousand). The plastics of the Lungman-like phantom are
+# guesses fitted to its HU.
 COMPOSITIONS: dict[str, tuple[float, dict[str, float]]] = {
     name: (density, dict(zip(mix.split()[::2], (float(v) / 1000 for v in mix.split()[1::2]), strict=True)))
     for name, density, mix in (

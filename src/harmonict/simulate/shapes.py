@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numba import njit
 
+HOLE_MIX = (0.92, 0.39)  # shares of the coarse and the fine noise that shape emphysema
 CUBE = 64  # side of the periodic noise cube, a power of two
 
 
@@ -285,7 +286,7 @@ def paint_wall(image, d_cage, x, y, z, w, radial, ribs, rib_z, rib_fade, values,
                     share = min(max(share, 0.0), 1.0) * c
                     _put(image, i, j, share, values[6, 0] + 6.0 * fine, values[6, 1], values[6, 2])
             q = (rho - _look(radial[0], a)) * _look(radial[1], a)
-            d_cage[i, j] = q
+            d_cage[i, j] = q + 0.7 * coarse
             if q > 110.0:
                 continue
             qn = q + rough * coarse
@@ -298,13 +299,18 @@ def paint_wall(image, d_cage, x, y, z, w, radial, ribs, rib_z, rib_fade, values,
                 m = _cover(d, w) * min(1.0, (hi - lo - 0.3))
                 if m > 0.0:
                     streak = 1.0 - abs(coarse + 0.35 * fine - 0.6) * 9.0
+                    if (
+                        t == 2 and hi - lo > 20.0
+                    ):  # the thick mass of the shoulder is many muscles: planes of fat between
+                        plane = _noise(cube, frames[2], px, py, 0.5 * z) + 0.15 * coarse
+                        m *= min(1.0, max(0.0, min(abs(plane - 0.1) * 9.0 - 0.5, (plane + 1.3) * 5.0)))
                     hu = values[2, 0] + 5.0 * fine - (streak * 110.0 * marbling if streak > 0 else 0.0)
                     _put(image, i, j, m, hu, values[2, 1], values[2, 2])
             # between the ribs: inner and outer intercostals with a thin plane of fat
             if q < layer_mm + 2.0:
                 m = _cover(q - layer_mm - 0.4 * fine, w)
                 _put(image, i, j, m, values[2, 0] - 8.0 + 6.0 * fine, values[2, 1], values[2, 2])
-                m = 0.55 * max(0.0, 1.0 - abs(q - 0.45 * layer_mm - 0.8 * coarse) / 1.6)
+                m = 0.35 * max(0.0, 1.0 - abs(q - 0.45 * layer_mm - 0.8 * coarse) / 1.4)
                 _put(image, i, j, m, values[8, 0], values[8, 1], values[8, 2])
                 side = 1.0 if px >= 0 else -1.0
                 for r in range(len(ribs)):
@@ -401,17 +407,18 @@ def paint_lung(image, d_lung, side_map, x, y, z, w, numbers, cube, frames, fissu
                 if e < 3.0:
                     if fissures[f, 5] * (py - fissures[f, 7]) <= 0.0:
                         hu += numbers[8] * np.exp(-0.5 * e * e)
-            if hu < -985.0:
-                hu = -985.0
             level = threshold[i, j]
             if level < 50.0:
-                g = _noise(cube, frames[3], px, py, z) * 0.85 + 0.527 * _noise(cube, frames[4], px, py, z)
+                g = HOLE_MIX[0] * _noise(cube, frames[3], px, py, z) + HOLE_MIX[1] * _noise(cube, frames[4], px, py, z)
+                rim = 1.0 - (level - g) / 0.6  # the tissue around a hole is thinned
+                if rim > 0.0:
+                    hu -= 55.0 * min(rim, 1.0) * gain
                 hole = _cover((level - g) / hole_grad, w)
                 if hole > 0.0:
                     hu += hole * (numbers[7] + 9.0 * fine - hu)
                     if hole > 0.5 and d < 0.0:
                         emphysema[i, j] = True
-            _put(image, i, j, c, hu, 0.0, 0.0)
+            _put(image, i, j, c, max(hu, -995.0), 0.0, 0.0)
 
 
 @njit(cache=True)
