@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,6 +166,8 @@ def _open(path: Path) -> sitk.ImageFileReader:
 
 
 def _execute(reader: sitk.ImageFileReader, path: Path) -> sitk.Image:
+    if volume_format(path) == "nifti":
+        _check_nifti_is_whole(path, int(np.prod(reader.GetSize())))
     try:
         image = reader.Execute()
     except (RuntimeError, MemoryError) as error:
@@ -171,6 +175,27 @@ def _execute(reader: sitk.ImageFileReader, path: Path) -> sitk.Image:
     if "complex" in image.GetPixelIDTypeAsString() or 0 in image.GetSize():
         raise HarmonictError(f"{path}: {image.GetPixelIDTypeAsString()} voxels; expected whole or real numbers in HU")
     return image
+
+
+def _check_nifti_is_whole(path: Path, voxels: int) -> None:
+    """ITK fills in zeros for what is cut off a NIfTI file, so the length is checked here."""
+    packed = path.name.lower().endswith(".gz")
+    try:
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            head = file.read(352)
+            little = int.from_bytes(head[:4], "little")
+            size = little if little in (348, 540) else int.from_bytes(head[:4], "big")
+            at = 14 if size == 540 else 72  # bitpix in NIfTI-2 and NIfTI-1
+            bits = int.from_bytes(head[at : at + 2], "little" if size == little else "big")
+            needed, length = 352 + voxels * bits // 8, len(head)
+            if not packed:
+                length = path.stat().st_size
+            while packed and (chunk := file.read(1 << 24)):
+                length += len(chunk)
+    except (OSError, EOFError, zlib.error):
+        raise HarmonictError(f"{path}: truncated or damaged; get a fresh copy") from None
+    if length < needed:
+        raise HarmonictError(f"{path}: truncated, {length} of at least {needed} bytes; get a fresh copy")
 
 
 def _geometry(origin: tuple, spacing: tuple, direction: tuple, path: Path) -> Geometry:
