@@ -388,6 +388,32 @@ def test_a_seg_off_the_grid_is_refused(tmp_path, series):
         read_seg(path, series)
 
 
+@pytest.mark.parametrize("kind", ["rtstruct", "seg"])
+def test_mutated_masks_are_read_or_refused_in_one_line(tmp_path, series, kind):
+    if kind == "rtstruct":
+        path = make_rtstruct(tmp_path / "m" / "m.dcm", series, {"r": [(1, circle(20, 30, 8, 12))]})
+    else:
+        path = write_seg({"a": two_masks(series)["a"]}, series.source.headers, tmp_path / "m" / "m.dcm")
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(11)
+    outcomes = {"read": 0, "refused": 0}
+    for n in range(150):
+        mutated = whole.copy()
+        where = rng.integers(132, len(whole), rng.integers(1, 30))
+        mutated[where] = rng.integers(0, 256, len(where))
+        if n % 5 == 0:
+            mutated = mutated[: rng.integers(0, len(whole))]
+        path.write_bytes(mutated.tobytes())
+        try:
+            masks = read_masks(path, series)
+            assert all(m.shape == series.hu.shape and m.dtype == bool for m in masks.values())
+            outcomes["read"] += 1
+        except HarmonictError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 5
+
+
 # --- copies for the derived series ---
 
 

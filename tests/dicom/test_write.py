@@ -312,6 +312,13 @@ def test_a_series_without_dicom_headers_is_refused(tmp_path):
         write_series(Series(hu=np.zeros((1, 4, 4), np.float32)), tmp_path / "out", MADE)
 
 
+def test_a_result_on_another_grid_is_refused(tmp_path):
+    series = read_series(make_ct_series(tmp_path / "in"))
+    other = replace(series, hu=series.hu[:, :16].copy(), padding=None)
+    with pytest.raises(HarmonictError, match="5 x 16 x 40 voxels, its source 5 x 32 x 40"):
+        write_series(other, tmp_path / "out", MADE)
+
+
 def test_an_image_without_study_is_refused_by_name_of_the_attribute(tmp_path):
     series = read_series(make_ct_series(tmp_path / "in", StudyInstanceUID=None))
     with pytest.raises(HarmonictError, match="StudyInstanceUID"):
@@ -441,6 +448,32 @@ def test_a_header_that_cannot_be_written_names_the_slice_and_not_its_values(tmp_
     with pytest.raises(HarmonictError, match="slice 2") as error:
         write_series(series, tmp_path / "out", MADE)
     assert "secret" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_mutated_files_that_can_be_read_are_written_or_refused_in_one_line(tmp_path):
+    [path] = make_ct_series(tmp_path / "in", n=1, rows=8, columns=8)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(3)
+    outcomes = {"written": 0, "refused": 0, "not read": 0}
+    for n in range(300):
+        mutated = whole.copy()
+        where = rng.integers(132, len(whole) - 128, rng.integers(1, 12))
+        mutated[where] = rng.integers(0, 256, len(where))
+        path.write_bytes(mutated.tobytes())
+        try:
+            series = read_series([path])
+        except HarmonictError:
+            outcomes["not read"] += 1
+            continue
+        try:
+            [written] = write_series(series, tmp_path / "out" / str(n), MADE).files
+            assert np.abs(read_series([written]).hu - series.hu).max() <= 0.5
+            outcomes["written"] += 1
+        except HarmonictError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+    assert outcomes["written"] > 20
 
 
 @pytest.mark.parametrize("name", ["LUNG1-001", "LIDC-IDRI-0314", "C3N-00249", "TCGA-09-2043", "CRLM-CT-1006"])

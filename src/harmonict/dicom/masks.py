@@ -12,7 +12,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +50,10 @@ def read_masks(path: str | Path, series: Series, roi: str | None = None) -> dict
             raise HarmonictError(f"{path}: a label image has no ROI names; give the label's number instead of {roi!r}")
         name = roi or path.name.split(".")[0]
         return {name: read_mask(path, label=None if roi is None else int(roi), like=series)}
-    ds = _open(path)
-    wanted = None if roi is None else _find(path, roi, list(_rois(ds)))
-    return _rtstruct(ds, path, series, wanted) if ds.SOPClassUID == RTSTRUCT else _seg(ds, path, series, wanted)
+    with _damage_named(path):
+        ds = _open(path)
+        wanted = None if roi is None else _find(path, roi, list(_rois(ds)))
+        return _rtstruct(ds, path, series, wanted) if ds.SOPClassUID == RTSTRUCT else _seg(ds, path, series, wanted)
 
 
 def read_rtstruct(path: str | Path, series: Series) -> dict[str, np.ndarray]:
@@ -62,7 +63,8 @@ def read_rtstruct(path: str | Path, series: Series) -> dict[str, np.ndarray]:
     drawn as inner contours or through a keyhole. Raises HarmonictError where the file is no RTSTRUCT, belongs to other
     images, or a contour lies between slices or on another slice than the one that it names.
     """
-    return _rtstruct(_open(Path(path), RTSTRUCT), Path(path), series, None)
+    with _damage_named(path):
+        return _rtstruct(_open(Path(path), RTSTRUCT), Path(path), series, None)
 
 
 def read_seg(path: str | Path, series: Series) -> dict[str, np.ndarray]:
@@ -70,17 +72,20 @@ def read_seg(path: str | Path, series: Series) -> dict[str, np.ndarray]:
 
     Raises HarmonictError where the file is no SEG, belongs to other images, or lies on another grid.
     """
-    return _seg(_open(Path(path), SEG, LABELMAP), Path(path), series, None)
+    with _damage_named(path):
+        return _seg(_open(Path(path), SEG, LABELMAP), Path(path), series, None)
 
 
 def roi_names(path: str | Path) -> list[str]:
     """The ROI or segment names of an RTSTRUCT or SEG, as `read_masks` calls them, in the order of the file."""
-    return list(_rois(_open(Path(path))))
+    with _damage_named(path):
+        return list(_rois(_open(Path(path))))
 
 
 def mask_references(path: str | Path, series_uid: str) -> bool:
     """True where an RTSTRUCT or SEG says that it was made on the images of that series."""
-    return series_uid in _referenced_series(_open(Path(path)))
+    with _damage_named(path):
+        return series_uid in _referenced_series(_open(Path(path)))
 
 
 def write_masks(
@@ -105,19 +110,19 @@ def write_masks(
             images[_image_key(item)] = str(header.SOPInstanceUID)
     if not images:
         raise HarmonictError("the derived images name no source images; expected a series that harmonict wrote")
-    names: set[str] = set()
-    written = []
+    copies: dict[Path, Dataset] = {}
     for path in files:
-        ds = _open(path)
-        _check_belongs(ds, path, source_series)
-        _redirect(ds, path, images, str(headers[0].SeriesInstanceUID), headers[0])
-        name = path.name
-        while name in names:
-            name = f"{Path(name).stem}-2{Path(name).suffix}"
-        names.add(name)
-        _save(ds, out_folder / name)
-        written.append(out_folder / name)
-    return written
+        with _damage_named(path):
+            ds = _open(path)
+            _check_belongs(ds, path, source_series)
+            _redirect(ds, path, images, str(headers[0].SeriesInstanceUID), headers[0])
+        target = out_folder / path.name
+        while target in copies:
+            target = target.with_name(f"{target.stem}-2{target.suffix}")
+        copies[target] = ds
+    for target, ds in copies.items():
+        _save(ds, target)
+    return list(copies)
 
 
 def write_seg(masks: dict[str, np.ndarray], headers: Sequence[Dataset], path: str | Path) -> Path:
@@ -473,6 +478,19 @@ def _grid(plane: Dataset) -> Geometry:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _damage_named(path: str | Path) -> Iterator[None]:
+    """pydicom raises whatever damaged bytes provoke; the user hears which file it was."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except HarmonictError:
+        raise
+    except Exception as error:
+        raise HarmonictError(f"{path}: damaged or incomplete DICOM file ({type(error).__name__})") from error
+
+
 def _open(path: Path, *classes: str) -> Dataset:
     expected = "an RTSTRUCT or DICOM SEG" if not classes else "an RTSTRUCT" if classes[0] == RTSTRUCT else "a DICOM SEG"
     try:
@@ -557,7 +575,7 @@ def _save(ds: Dataset, path: Path) -> None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise HarmonictError(reason_not_written(path, error)) from error
-        if isinstance(error, InvalidDicomError | AttributeError):
+        if isinstance(error, InvalidDicomError | AttributeError) and path.exists():
             raise HarmonictError(
                 f"{path} already exists and is no DICOM object; choose another output folder"
             ) from error

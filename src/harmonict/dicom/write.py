@@ -19,6 +19,7 @@ import stat
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -134,15 +135,15 @@ def write_series(series: Series, folder: str | Path, derivation: Derivation, *, 
     origin = out_of if isinstance(out_of, Series) else series
     source = _source(origin)
     name = series.name or "series"
-    if len(source.headers) != len(series.hu):
-        raise HarmonictError(f"{name}: {len(series.hu)} slices to write but {len(source.headers)} source headers")
+    _check_shape(series.hu.shape, source, name)
     folder = Path(folder)
     refuse_source_folder(folder, source.paths)
     series_uid = derived_series_uid(origin, derivation)
     padding = series.padding
     width = max(4, len(str(len(series.hu))))
     clipped = rescaled = 0
-    shared, appended = _shared_elements(source, derivation, series_uid), _appended_elements(derivation)
+    with _quiet():
+        shared, appended = _shared_elements(source, derivation, series_uid), _appended_elements(derivation)
 
     with new_folder(folder, lambda old: _holds_series(old, series_uid)) as temporary:
         for z, identity in enumerate(_identities(source)):
@@ -152,8 +153,7 @@ def write_series(series: Series, folder: str | Path, derivation: Derivation, *, 
             rescaled += pixels.rescaled
             sop_uid = _derived_uid("image", derivation, identity)
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # values of the source that break its VR stay as they are
+                with _quiet():
                     data = encode_file(_derived_image(source, z, pixels, sop_uid, derivation, shared, appended))
             except Exception as error:  # a header that pydicom read but cannot convert or write
                 raise HarmonictError(
@@ -163,6 +163,14 @@ def write_series(series: Series, folder: str | Path, derivation: Derivation, *, 
             _write_bytes(temporary / f"{z + 1:0{width}d}.dcm", data)
     files = tuple(folder / f"{z + 1:0{width}d}.dcm" for z in range(len(series.hu)))
     return WriteReport(folder, files, series_uid, clipped, rescaled)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's warnings: values of the source that break the rules of their VR stay as they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def encode_file(ds: Dataset) -> bytes:
@@ -226,8 +234,8 @@ def new_folder(folder: Path, replaceable: Callable[[Path], bool]) -> Iterator[Pa
         lock = os.open(temporary, os.O_RDONLY)
         lock_file(lock)
         yield temporary
-        for path in sorted(temporary.iterdir()):
-            _flush(path)
+        with ThreadPoolExecutor(8) as pool:  # a disk takes many flushes at once in the time of one
+            list(pool.map(_flush, sorted(temporary.iterdir())))
         _flush(temporary)
         _take_place(temporary, folder)
         _flush(folder.parent)
@@ -566,11 +574,22 @@ def _source(series: Series) -> DicomSource:
     name = series.name or "series"
     if not isinstance(source, DicomSource):
         raise HarmonictError(f"{name}: was not read from DICOM, so there are no headers to write DICOM with")
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
-        for z, header in enumerate(source.headers):
-            if not text(header, keyword):
-                raise HarmonictError(f"{name}: slice {z + 1} has no {keyword}, so nothing can be derived from it")
+    with _quiet():
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            for z, header in enumerate(source.headers):
+                if not text(header, keyword):
+                    raise HarmonictError(f"{name}: slice {z + 1} has no {keyword}, so nothing can be derived from it")
     return source
+
+
+def _check_shape(shape: tuple[int, ...], source: DicomSource, name: str) -> None:
+    first = source.headers[0]
+    expected = len(source.headers), _integer(first, "Rows", 0), _integer(first, "Columns", 0)
+    if shape != expected:
+        raise HarmonictError(
+            f"{name}: the result is {' x '.join(map(str, shape))} voxels, its source {' x '.join(map(str, expected))}; "
+            "only a result on the source's own grid can be written with its headers"
+        )
 
 
 def _identities(source: DicomSource) -> list[str]:
