@@ -1,9 +1,11 @@
 """Every layout of a CT file gives the same HU; what is no volume is refused in words."""
 
 import dataclasses
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
@@ -16,6 +18,7 @@ from pydicom.uid import (
     HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
@@ -109,6 +112,20 @@ def test_12_bit_jpeg_is_decoded(tmp_path):
     stored = read_series([path]).hu[0] + 1024
     # values of pydicom's own tests for this file, decoded with libjpeg
     assert (stored[420, 140], stored[230, 120]) == (244, 95)
+
+
+def test_8_bit_jpeg_is_decoded(tmp_path):
+    image = Image.fromarray(np.tile(np.linspace(0, 255, 40).astype(np.uint8), (32, 1)))
+    code = BytesIO()
+    image.save(code, "JPEG", quality=95)
+    (path,) = make_ct_series(tmp_path, n=1, bits=12)
+    ds = dcmread(path)
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
+    ds.PixelData = encapsulate([code.getvalue()])
+    ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+    ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    ds.save_as(path)
+    assert np.abs(read_series([path]).hu[0] + 1024 - np.asarray(Image.open(code), float)).max() <= 1
 
 
 def test_a_syntax_without_decoder_is_named_with_the_package_that_has_one(tmp_path):
