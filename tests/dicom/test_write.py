@@ -312,6 +312,13 @@ def test_a_series_without_dicom_headers_is_refused(tmp_path):
         write_series(Series(hu=np.zeros((1, 4, 4), np.float32)), tmp_path / "out", MADE)
 
 
+def test_a_series_built_anew_is_written_with_the_headers_of_the_one_it_came_from(tmp_path):
+    source = read_series(make_ct_series(tmp_path / "in"))
+    report = write_series(Series(hu=source.hu + np.float32(1)), tmp_path / "out", MADE, out_of=source)
+    assert report.series_uid == derived_series_uid(source, MADE)
+    np.testing.assert_array_equal(read_series(report.files).hu, source.hu + 1)
+
+
 def test_a_result_on_another_grid_is_refused(tmp_path):
     series = read_series(make_ct_series(tmp_path / "in"))
     other = replace(series, hu=series.hu[:, :16].copy(), padding=None)

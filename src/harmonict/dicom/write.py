@@ -119,7 +119,9 @@ def derived_series_uid(series: Series, derivation: Derivation) -> str:
     return _derived_uid("series", derivation, text(source.headers[0], "SeriesInstanceUID"), *_identities(source))
 
 
-def write_series(series: Series, folder: str | Path, derivation: Derivation, *, out_of: object = None) -> WriteReport:
+def write_series(
+    series: Series, folder: str | Path, derivation: Derivation, *, out_of: Series | None = None
+) -> WriteReport:
     """Write a changed series (`series.source` still names its source) as `folder/0001.dcm`, `0002.dcm`, ...
 
     The files appear together or not at all: they are written and flushed in a hidden folder beside `folder`, which is
@@ -127,12 +129,12 @@ def write_series(series: Series, folder: str | Path, derivation: Derivation, *, 
     opened. A slice keeps the source's slope, intercept, signedness and bit depth where every rounded value fits them,
     else it becomes int16, slope 1, intercept 0. Explicit VR Little Endian, not compressed.
 
-    out_of: the source's own Series, where `series.source` is not it any more.
+    out_of: the source's own Series, where `series` was built anew and does not carry `source` any more.
 
     Raises HarmonictError in one line where the series is not from DICOM, the folder lies in the source's folder or
     holds something else, or the disk refuses (full, read-only, no permission); nothing half written is left.
     """
-    origin = out_of if isinstance(out_of, Series) else series
+    origin = out_of or series
     source = _source(origin)
     name = series.name or "series"
     _check_shape(series.hu.shape, source, name)
