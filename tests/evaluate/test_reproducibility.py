@@ -109,6 +109,16 @@ def test_the_counts_and_the_curve_follow_the_relative_error():
     assert (curve.diff().dropna() >= 0).all()
 
 
+def test_shape_counts_only_where_the_mask_moved():
+    table = make({"B": jitter(0.3)}, image=False)
+    names = [f"original_shape_{n}" for n in ("MeshVolume", "Sphericity")]
+    table[names] = 5.0
+    table = table.sort_index()
+    assert set(run(table).features["feature"]) == set(NAMES)
+    table.loc[("P1", "n0", "B"), names[0]] = 6.0
+    assert set(run(table).features["feature"]) == {*NAMES, names[0]}
+
+
 def test_glcm_errors_are_equation_eight_with_the_absolute_value():
     def change(x, rng):
         x[:, 1] *= 1.2

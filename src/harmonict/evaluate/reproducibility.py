@@ -77,11 +77,14 @@ def reproduce(
 
     A feature is reproducible where its CCC over ROIs is above 0.85, and where the mean over ROIs of its relative error
     is below 0.15. labels: known classes for `biology.separation`. Figures that need two ROIs are empty where a level
-    has one. Raises HarmonictError where the target is not a scan of the table or shares no region with any other.
+    has one. Shape features that are the same in every scan, because the mask is, say nothing and are left out.
+    Raises HarmonictError where the target is not a scan of the table or shares no region with any other.
     """
     table = check_features(features)
     _need_scans(table, target)
     classes = feature_classes(list(table.columns), class_map)
+    table = table.drop(columns=_idle_shape(table, classes))
+    classes = classes[table.columns]
     tables: dict[str, list[pd.DataFrame]] = {"summary": [], "classes": [], "features": [], "curve": [], "glcm": []}
     for level, part in _levels(table).items():
         if target not in part.index.unique("scan"):
@@ -276,6 +279,15 @@ def _need_scans(table: pd.DataFrame, *wanted: str) -> None:
     for scan in wanted:
         if scan not in scans:
             raise HarmonictError(f"no row of the feature table is of scan {scan!r}; its scans: {', '.join(scans)}")
+
+
+def _idle_shape(table: pd.DataFrame, classes: pd.Series) -> list[str]:
+    """Shape features that no rendition of a region changes: they would count as reproducible whatever the images."""
+    shape = table[[name for name in table if classes[name].startswith("shape")]]
+    regions = shape.groupby(level=["patient", "roi"])
+    moved = (regions.max() - regions.min() > 1e-9 * regions.max().abs()).any()
+    idle = list(moved.index[~moved])
+    return idle if len(idle) < table.shape[1] else []
 
 
 def _levels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
