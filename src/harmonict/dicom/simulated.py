@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from harmonict.core import Geometry, ScanProtocol
 from harmonict.dicom.write import IMPLEMENTATION_UID, hashed_uid
@@ -42,11 +42,11 @@ def simulated_image(
     """One slice (y, x) in HU, rounded to whole numbers, as a CT image (PS3.3 A.3). Values beyond int16 are cut off."""
     image = Dataset()
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = image.SOPClassUID = CTImageStorage
-    uid = hashed_uid("simulated image", simulation.series_uid, str(z))
+    image.SOPClassUID = meta.MediaStorageSOPClassUID = CTImageStorage
+    uid = UID(hashed_uid("simulated image", simulation.series_uid, str(z)))
     meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = uid
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = IMPLEMENTATION_UID
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
     image.file_meta = meta
     image.ImageType = ["DERIVED", "PRIMARY", "AXIAL"]
     image.StudyDate = image.SeriesDate = image.ContentDate = _EPOCH
