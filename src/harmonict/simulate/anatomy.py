@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 from harmonict.core import HarmonictError
 from harmonict.simulate import shapes
 from harmonict.simulate.disease import NoduleSpec, emphysema_weight
-from harmonict.simulate.materials import material_values
+from harmonict.simulate.materials import COMPOSITIONS, material_values
 
 if TYPE_CHECKING:
     from harmonict.simulate.phantom import Patient
@@ -67,10 +67,10 @@ def build(patient: Patient) -> Anatomy:
     rng = np.random.default_rng(streams[0])
     scale = {"marbling": 3.0, "fine": 1.0, "lung_fine": 0.42, "lung_mid": 1.5, "lung_coarse": 7.0, "warp": 6.0}
     frames = {name: shapes.noise_frame(rng, s) for name, s in scale.items()}
-    if patient.emphysema:
-        hole = patient.emphysema.hole_mm
-        frames["hole"] = shapes.noise_frame(rng, hole / 2.2)
-        frames["hole_fine"] = shapes.noise_frame(rng, hole / 5.0)
+    if patient.emphysema:  # a stream of its own: disease does not move the body
+        hole_rng, hole = np.random.default_rng(streams[4]), patient.emphysema.hole_mm
+        frames["hole"] = shapes.noise_frame(hole_rng, hole / 2.2)
+        frames["hole_fine"] = shapes.noise_frame(hole_rng, hole / 5.0)
     length = patient.lung_height_mm
     turn = np.deg2rad(np.arange(BINS) / BINS * 360.0)
     jitter = sum(
@@ -99,19 +99,7 @@ def build(patient: Patient) -> Anatomy:
 
 
 def _values(patient: Patient) -> dict[str, np.ndarray]:
-    names = ("air", "fat", "skin", "muscle", "blood", "cartilage", "gland", "liver", "spleen", "csf", "cord", "water")
-    names += (
-        "cortical_bone",
-        "marrow",
-        "carbon_fibre",
-        "foam",
-        "lung_tissue",
-        "polyurethane",
-        "epoxy_bone",
-        "spongiosa",
-    )
-    names += ("urethane_tumour",)
-    values = {n: material_values(n) for n in names}
+    values = {n: material_values(n) for n in COMPOSITIONS}
     values["cortex"] = 0.5 * values["cortical_bone"] + 0.5 * values["marrow"]
     share = patient.bone_density
     values["trabecular"] = share * values["cortical_bone"] + (1 - share) * values["marrow"]
@@ -181,7 +169,7 @@ def _bump(centre: float, half: float) -> np.ndarray:
     return np.clip(1.0 - ((ALPHA - centre) / half) ** 2, 0.0, 1.0) ** 0.7
 
 
-def _outline(anatomy: Anatomy, z: float) -> np.ndarray:
+def outline(anatomy: Anatomy, z: float) -> np.ndarray:
     """The ten polar tables of `shapes.paint_wall` for the slice, float64 (10, BINS)."""
     p = anatomy.patient
     t = z / p.lung_height_mm
@@ -197,16 +185,17 @@ def _outline(anatomy: Anatomy, z: float) -> np.ndarray:
 
     serratus = m * at((0.0, 0.2, 0.5, 0.75, 0.9), (2, 6, 7, 8, 3)) * _bump(100, 30)
     pec_minor = m * at((0.5, 0.62, 0.85, 0.95), (0, 7, 8, 4)) * _bump(50, 20)
-    subscapular = m * at((0.42, 0.55, 0.85, 1.0), (0, 11, 20, 14)) * _bump(116, 32)
-    erector = (smooth - cage) * g + m * at((0.0, 0.5, 1.0), (13, 9, 11)) * np.clip((ALPHA - 146) / 12, 0, 1) ** 0.6
+    subscapular = m * at((0.42, 0.55, 0.85, 1.0), (0, 13, 20, 14)) * _bump(110, 30)
+    erector = (smooth - cage) * g + m * at((0.0, 0.5, 1.0), (13, 9, 11)) * np.clip((ALPHA - 138) / 16, 0, 1) ** 0.7
     erector = erector - 6.0 * np.clip((ALPHA - 172.0) / 8.0, 0, 1)  # the furrow over the spinous processes
-    tier1 = np.maximum.reduce([serratus, pec_minor, subscapular, np.where(ALPHA > 145, erector, 0.0)])
+    tier1 = np.maximum.reduce([serratus, pec_minor, subscapular, np.where(ALPHA > 138, erector, 0.0)])
     pec = m * at((0.30, 0.42, 0.6, 0.85, 1.0), (0, 7, 14, 17, 10)) * _bump(44, 34)
     latissimus = m * at((0.0, 0.3, 0.55, 0.7), (6, 11, 16, 5)) * _bump(112, 20)
-    infraspinatus = m * at((0.45, 0.58, 0.85, 1.0), (0, 12, 20, 16)) * _bump(124, 26)
+    infraspinatus = m * at((0.45, 0.58, 0.85, 1.0), (0, 14, 20, 16)) * _bump(118, 24)
     oblique = m * at((-0.1, 0.15, 0.3), (8, 6, 0)) * _bump(70, 60)
+    sheet = m * at((0.0, 0.3, 0.5, 0.6), (3.5, 4.5, 4.0, 0)) * _bump(132, 36)
     rectus = m * at((-0.1, 0.2, 0.32), (9, 8, 0)) * _bump(16, 15)
-    tier2 = np.maximum.reduce([pec, latissimus, infraspinatus, oblique, rectus])
+    tier2 = np.maximum.reduce([pec, latissimus, infraspinatus, oblique, sheet, rectus])
     trapezius = m * at((0.2, 0.4, 0.7, 1.0), (0, 5, 8, 14)) * _bump(165, 26)
     gap = 0.5 + 0.05 * p.fat_mm
     a1 = layer + gap + np.zeros(BINS)
@@ -219,7 +208,7 @@ def _outline(anatomy: Anatomy, z: float) -> np.ndarray:
         cage
         + np.maximum.reduce([layer + 0 * b1, b1, np.where(tier2 > 0.3, b2, 0), np.where(trapezius > 0.3, b3, 0)]) / g
     )
-    outer = gaussian_filter1d(outer, 7.0, mode="wrap")
+    outer = gaussian_filter1d(outer, 11.0, mode="wrap")
     # the shoulder girdle widens the upper chest beyond the cage; arms are up and out of the picture
     if t > 0.55:
         wide = p.half_width_mm * at((0.55, 0.72, 0.85, 0.95, 1.05), (1.05, 1.22, 1.36, 1.42, 1.38))
@@ -239,8 +228,8 @@ def _outline(anatomy: Anatomy, z: float) -> np.ndarray:
     fat = fat * at((-0.1, 0.1, 0.5, 0.8, 1.0), (1.25, 1.1, 0.95, 0.9, 0.8)) + 2.0
     skin = outer + fat
     # supine breasts: a bulge in front, spread to the side
-    depth = p.breast_mm * at((0.22, 0.32, 0.42, 0.55, 0.68), (0.15, 0.75, 1.0, 0.75, 0.1))
-    skin = skin + depth * np.exp(-(np.abs((ALPHA - 42.0) / 27.0) ** 2.6))
+    bulge = p.breast_mm * at((0.22, 0.32, 0.42, 0.55, 0.68), (0.15, 0.75, 1.0, 0.75, 0.1))
+    skin = skin + bulge * np.exp(-(np.abs((ALPHA - 42.0) / 27.0) ** 2.6))
     skin = gaussian_filter1d(skin, 6.0, mode="wrap") * (1.0 + 0.6 * anatomy.jitter)
     if anatomy.back_mm:  # the back rests on the table
         below = np.cos(np.deg2rad(180.0 - ALPHA))
@@ -254,13 +243,13 @@ def _outline(anatomy: Anatomy, z: float) -> np.ndarray:
 
 def _back(anatomy: Anatomy) -> float:
     """y of the table's top: a little less than where the free back would come, so that it flattens."""
-    skin = _outline(anatomy, 0.45 * anatomy.patient.lung_height_mm)[8]
+    skin = outline(anatomy, 0.45 * anatomy.patient.lung_height_mm)[8]
     return float(np.quantile(skin[ALPHA > 150.0] * np.cos(np.deg2rad(180.0 - ALPHA[ALPHA > 150.0])), 0.7)) - 3.0
 
 
 def reach_mm(anatomy: Anatomy, z_mm: np.ndarray) -> float:
     """Largest distance of the skin from the centre in these slices, mm."""
-    return max(float(_outline(anatomy, float(z))[8].max()) for z in z_mm)
+    return max(float(outline(anatomy, float(z))[8].max()) for z in z_mm)
 
 
 def _chain(points: list[tuple[float, ...]], steps: int = 6) -> np.ndarray:
@@ -305,49 +294,118 @@ def _mediastinum(patient: Patient, rng: np.random.Generator) -> tuple[dict[str, 
                     (4 * s, sp(0) - 28, -0.15 * length, wide * 0.72),
                 ]
             ),
-            _chain([(-6 * s, y0 + 12, arch_z, 6.5), (-13 * s, sp(0.85 * length) - 42, arch_z + 25 * e, 6.0), (-24 * s, sp(0.95 * length) - 40, 1.1 * length, 4.5)]),
-            _chain([(4 * s, y0 + 22, arch_z + 2, 4.2), (14 * s, sp(0.85 * length) - 36, arch_z + 25 * e, 3.8), (20 * s, sp(0.95 * length) - 32, 1.1 * length, 3.5)]),
-            _chain([(15 * s, sp(arch_z) - 28, arch_z + 3, 5.0), (27 * s, sp(0.9 * length) - 24, arch_z + 28 * e, 4.8), (46 * s, sp(0.95 * length) - 28, 1.02 * length, 4.2), (80 * s, sp(length) - 40, 1.03 * length, 4.0)]),
+            _chain(
+                [
+                    (-6 * s, y0 + 12, arch_z, 6.5),
+                    (-13 * s, sp(0.85 * length) - 42, arch_z + 25 * e, 6.0),
+                    (-24 * s, sp(0.95 * length) - 40, 1.1 * length, 4.5),
+                ]
+            ),
+            _chain(
+                [
+                    (4 * s, y0 + 22, arch_z + 2, 4.2),
+                    (14 * s, sp(0.85 * length) - 36, arch_z + 25 * e, 3.8),
+                    (20 * s, sp(0.95 * length) - 32, 1.1 * length, 3.5),
+                ]
+            ),
+            _chain(
+                [
+                    (15 * s, sp(arch_z) - 28, arch_z + 3, 5.0),
+                    (27 * s, sp(0.9 * length) - 24, arch_z + 28 * e, 4.8),
+                    (46 * s, sp(0.95 * length) - 28, 1.02 * length, 4.2),
+                    (80 * s, sp(length) - 40, 1.03 * length, 4.0),
+                ]
+            ),
         ]
-    )  # fmt: skip
+    )
     tubes["vein"] = np.vstack(
         [
-            _chain([(-33 * s, y0 + 8, zh + 22 * e, 11), (-30 * s, y0 + 4, zh + 50 * e, 9.5), (-29 * s, y0 + 2, zh + 88 * e, 8.5), (-32 * s, sp(0.9 * length) - 48, 0.93 * length, 7.5), (-44 * s, sp(length) - 48, 1.05 * length, 6.5)]),
-            _chain([(-27 * s, y0, zh + 90 * e, 7.5), (0 * s, y0 - 8, zh + 104 * e, 7.0), (30 * s, sp(0.9 * length) - 52, 0.92 * length, 6.5), (44 * s, sp(length) - 46, 1.05 * length, 6.0)]),
-            _chain([(-26 * s, y0 + 16, zh - 5, 14), (-27 * s, y0 + 22, zh - 34 * e, 13), (-25 * s, y0 + 34, -0.1 * length, 12)]),
-            _chain([(-8 * s, sp(0.6 * length) - 22, -0.1 * length, 3.0), (-8 * s, sp(0.6 * length) - 21, zh + 66 * e, 3.2), (-20 * s, sp(0.65 * length) - 28, zh + 78 * e, 3.4), (-27 * s, y0 + 18, zh + 72 * e, 3.6)]),
+            _chain(
+                [
+                    (-33 * s, y0 + 8, zh + 22 * e, 11),
+                    (-30 * s, y0 + 4, zh + 50 * e, 9.5),
+                    (-29 * s, y0 + 2, zh + 88 * e, 8.5),
+                    (-32 * s, sp(0.9 * length) - 48, 0.93 * length, 7.5),
+                    (-44 * s, sp(length) - 48, 1.05 * length, 6.5),
+                ]
+            ),
+            _chain(
+                [
+                    (-27 * s, y0, zh + 90 * e, 7.5),
+                    (0 * s, y0 - 8, zh + 104 * e, 7.0),
+                    (30 * s, sp(0.9 * length) - 52, 0.92 * length, 6.5),
+                    (44 * s, sp(length) - 46, 1.05 * length, 6.0),
+                ]
+            ),
+            _chain(
+                [
+                    (-26 * s, y0 + 16, zh - 5, 14),
+                    (-27 * s, y0 + 22, zh - 34 * e, 13),
+                    (-25 * s, y0 + 34, -0.1 * length, 12),
+                ]
+            ),
+            _chain(
+                [
+                    (-8 * s, sp(0.6 * length) - 22, -0.1 * length, 3.0),
+                    (-8 * s, sp(0.6 * length) - 21, zh + 66 * e, 3.2),
+                    (-20 * s, sp(0.65 * length) - 28, zh + 78 * e, 3.4),
+                    (-27 * s, y0 + 18, zh + 72 * e, 3.6),
+                ]
+            ),
         ]
-    )  # fmt: skip
+    )
     hilum_r = np.array([-46 * s, y0 + 32, zh + 46 * e])
     hilum_l = np.array([47 * s, y0 + 34, zh + 54 * e])
     tubes["pulmonary"] = np.vstack(
         [
-            _chain([(16 * s, y0 - 16, zh + 22 * e, 13.5), (18 * s, y0 - 4, zh + 42 * e, 13.5), (15 * s, y0 + 12, zh + 54 * e, 12.5)]),
+            _chain(
+                [
+                    (16 * s, y0 - 16, zh + 22 * e, 13.5),
+                    (18 * s, y0 - 4, zh + 42 * e, 13.5),
+                    (15 * s, y0 + 12, zh + 54 * e, 12.5),
+                ]
+            ),
             _chain([(15 * s, y0 + 12, zh + 54 * e, 12), (32 * s, y0 + 28, zh + 58 * e, 11), (*hilum_l, 9)]),
-            _chain([(13 * s, y0 + 13, zh + 52 * e, 12), (-12 * s, y0 + 20, zh + 50 * e, 10.5), (-32 * s, y0 + 28, zh + 48 * e, 10), (*hilum_r, 9)]),
+            _chain(
+                [
+                    (13 * s, y0 + 13, zh + 52 * e, 12),
+                    (-12 * s, y0 + 20, zh + 50 * e, 10.5),
+                    (-32 * s, y0 + 28, zh + 48 * e, 10),
+                    (*hilum_r, 9),
+                ]
+            ),
         ]
-    )  # fmt: skip
+    )
     carina = zh + 70 * e
     y_car = sp(carina) - 30
     r = patient.trachea_mm / 2
-    right = np.array([-42 * s, y0 + 40, zh + 46 * e])
-    left = np.array([44 * s, y0 + 42, zh + 38 * e])
+    right = np.array([-42 * s, y0 + 40, zh + 40 * e])
+    left = np.array([44 * s, y0 + 42, zh + 33 * e])
     tubes["airway"] = np.vstack(
         [
-            _chain([(-1, sp(1.1 * length) - 40, 1.1 * length, r), (-1, sp(0.9 * length) - 36, 0.88 * length, r), (-2 + j(), y_car, carina + 4, r * 1.04), (-2, y_car + 1, carina - 3, r * 0.9)]),
-            _chain([(-3, y_car, carina, r * 0.82), (-22 * s, y_car + 3, carina - 12 * e, r * 0.78), (*right, r * 0.62)]),
+            _chain(
+                [
+                    (-1, sp(1.1 * length) - 40, 1.1 * length, r),
+                    (-1, sp(0.9 * length) - 36, 0.88 * length, r),
+                    (-2 + j(), y_car, carina + 4, r * 1.04),
+                    (-2, y_car + 1, carina - 3, r * 0.9),
+                ]
+            ),
+            _chain(
+                [(-3, y_car, carina, r * 0.82), (-22 * s, y_car + 3, carina - 12 * e, r * 0.78), (*right, r * 0.62)]
+            ),
             _chain([(0, y_car, carina, r * 0.78), (20 * s, y_car + 2, carina - 15 * e, r * 0.70), (*left, r * 0.58)]),
         ]
-    )  # fmt: skip
+    )
     oes = lambda z, x, d: (x * s, sp(z) - d, z)  # noqa: E731
     tubes["oesophagus"] = _chain(
         [
-            (*oes(1.1 * length, 3, 25), 7.0),
-            (*oes(0.85 * length, 5, 23), 6.5),
-            (*oes(0.6 * length, 2, 24), 6.5),
-            (*oes(0.4 * length, 4, 28), 7.5),
-            (*oes(0.25 * length, 12, 34), 8.0),
-            (*oes(0.15 * length, 22, 44), 8.5),
+            (*oes(1.1 * length, 3, 25), 5.6),
+            (*oes(0.85 * length, 5, 23), 5.2),
+            (*oes(0.6 * length, 2, 24), 5.2),
+            (*oes(0.4 * length, 4, 28), 5.8),
+            (*oes(0.25 * length, 12, 34), 6.5),
+            (*oes(0.15 * length, 22, 44), 7.0),
         ]
     )
     tubes["hila"] = np.array([[*hilum_r, 9.0, *hilum_l, 9.0], [*right, r * 0.62, *left, r * 0.58]])
@@ -366,17 +424,17 @@ def _mediastinum(patient: Patient, rng: np.random.Generator) -> tuple[dict[str, 
     at = lambda x, y, z: (x * s, y0 + y, zh + z * e)  # noqa: E731
     heart = np.array(
         [
-            ellipsoid(at(40, 2, -8), axis, (48 * k, 35 * k, 35 * k)),
+            ellipsoid(at(42, 7, -8), axis, (47 * k, 32 * k, 33 * k)),
             ellipsoid(at(8, -18, -8), (0.9, -0.2, -0.3), (46 * k, 30 * k, 36 * k)),
-            ellipsoid(at(-24, 4, 4), (0.1, 0.1, 1.0), (36 * k, 27 * k, 29 * k)),
+            ellipsoid(at(-29, 6, 4), (0.1, 0.1, 1.0), (36 * k, 24 * k, 27 * k)),
             ellipsoid(at(2, 36, 24), (1.0, 0.05, 0.1), (34 * k, 20 * k, 22 * k)),
         ]
     )
     chambers = np.array(
         [
-            ellipsoid(at(39, 2, -7), axis, (38 * k, 24 * k, 24 * k)),
+            ellipsoid(at(41, 7, -7), axis, (37 * k, 22 * k, 23 * k)),
             ellipsoid(at(6, -19, -8), (0.9, -0.2, -0.3), (41 * k, 25 * k, 31 * k)),
-            ellipsoid(at(-24, 4, 4), (0.1, 0.1, 1.0), (33 * k, 24 * k, 26 * k)),
+            ellipsoid(at(-29, 6, 4), (0.1, 0.1, 1.0), (33 * k, 21 * k, 24 * k)),
             ellipsoid(at(2, 36, 24), (1.0, 0.05, 0.1), (32 * k, 18 * k, 20 * k)),
         ]
     )
@@ -392,7 +450,8 @@ def _bones(anatomy: Anatomy, rng: np.random.Generator) -> dict[str, np.ndarray]:
         up = 0.16 * pitch
         for side in (-1.0, 1.0):
             bones.append([side * 11, y + 9, zc + up, 4.4, side * 14, y + 22, zc + up * 0.6, 4.6])  # pedicle
-            bones.append([side * 14, y + 23, zc + 2, 5.0, side * 3, y + 34, zc - 4, 3.4])  # lamina
+            bones.append([side * 14, y + 23, zc + 4, 4.4, side * 2, y + 34, zc + 1, 3.2])  # lamina
+            bones.append([side * 13, y + 24, zc - 6, 4.0, side * 2, y + 35, zc - 10, 3.2])
             bones.append(
                 [side * 14, y + 23, zc + 3, 4.6, side * 32, y + 33 + rng.normal(0, 1), zc + 4, 4.0]
             )  # transverse
@@ -443,16 +502,19 @@ def _dome(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, n
     ux = np.where(np.abs(x[None, :]) < np.abs(cx), ux * 0.45, ux)
     uy = (y[:, None] + 6.0) / np.where(y[:, None] < -6.0, p.depth_front_mm * 0.98, p.depth_back_mm * 0.98)
     q = np.sqrt(ux**2 + uy**2 + 1e-6)
-    fall = length * np.where(y[:, None] < -6.0, 0.22 + 0.14 * np.clip(np.abs(ux), 0, 1), 0.36)
+    # the front recess is shallow, the side and the back are deep
+    ahead = np.clip((10.0 - y[:, None]) / (0.9 * p.depth_front_mm), 0.0, 1.0)
+    ahead = ahead * ahead * (3.0 - 2.0 * ahead) * (1.0 - 0.8 * np.clip(np.abs(ux), 0, 1) ** 2)
+    fall = length * (0.36 - 0.23 * ahead)
     height = top - fall * q**2.3
     slope = fall * 2.3 * q**1.3 / (0.7 * w)
     return height.astype(np.float32), (1.0 / np.sqrt(1.0 + slope**2)).astype(np.float32)
 
 
-def _distances(
-    anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: float, w: float, d_cage: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Distance maps of the slice: lung, mediastinum, diaphragm (negative above it), heart."""
+def distances(
+    anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: float, d_cage: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distance maps (y, x) of the slice: lung, diaphragm (negative above it), heart."""
     p = anatomy.patient
     t = z / p.lung_height_mm
     heart = np.full(d_cage.shape, 60.0)
@@ -463,7 +525,7 @@ def _distances(
     for name in ("aorta", "vein", "pulmonary", "airway", "oesophagus", "left_atrium"):
         shapes.capsule_distance(x, y, z, anatomy.tubes[name], tube)
     middle = tube - 2.0
-    bulge = 2.5 * _texture(anatomy, "lung_coarse", x, y, z)
+    bulge = 2.5 * texture(anatomy, "lung_coarse", x, y, z)
     heart = heart + 0.6 * bulge
     shapes.smooth_min(middle, heart - 2.0 - p.fat_mm * 0.2 - 1.4 * bulge, 9.0)
     ys = spine_y(p, z)
@@ -482,11 +544,11 @@ def _distances(
     lung *= -1.0
     shapes.smooth_min(lung, middle, 5.0)
     shapes.smooth_min(lung, -below.astype(np.float64), 5.0)
-    return -lung, middle, below, heart
+    return -lung, below, heart
 
 
 def _cage_distance(anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
-    table = _outline(anatomy, z)
+    table = outline(anatomy, z)
     angle = (np.arctan2(x[None, :], -y[:, None]) + np.pi) / (2 * np.pi) * BINS
     radius = np.interp(angle, np.arange(BINS + 1), np.append(table[0], table[0][0]))
     factor = np.interp(angle, np.arange(BINS + 1), np.append(table[1], table[1][0]))
@@ -501,7 +563,7 @@ def _coarse_lung(anatomy: Anatomy) -> np.ndarray:
     y = np.arange(-130.0, 131.0, step)
     points = []
     for z in np.arange(-5.0, 1.05 * p.lung_height_mm, step):
-        d = _distances(anatomy, x, y, float(z), step, _cage_distance(anatomy, x, y, float(z)))[0]
+        d = distances(anatomy, x, y, float(z), _cage_distance(anatomy, x, y, float(z)))[0]
         i, j = np.nonzero(d < 0)
         points.append(np.stack([x[j], y[i], np.full(len(i), z), d[i, j]], 1))
     return np.concatenate(points)
@@ -523,7 +585,7 @@ def _place_nodules(patient: Patient, rng: np.random.Generator, lung: np.ndarray)
                     f"nodule {number} of {spec.diameter_mm:g} mm finds no place in the lung; take a smaller one"
                 )
             centre = fits[rng.integers(len(fits)), :3] + rng.uniform(-2.4, 2.4, 3)
-        count = int(round(spec.spiculation * 22))
+        count = round(spec.spiculation * 22)
         spicules = np.zeros((count, 8))
         for n in range(count):
             u = rng.standard_normal(3)
@@ -596,350 +658,7 @@ def _trees(anatomy: Anatomy, rng: np.random.Generator, lung: np.ndarray) -> dict
     return {name: np.concatenate(parts) for name, parts in out.items()}
 
 
-def _near(segments: np.ndarray, z: float, margin: float) -> np.ndarray:
-    low = np.minimum(segments[:, 2] - segments[:, 3], segments[:, 6] - segments[:, 7]) - margin
-    high = np.maximum(segments[:, 2] + segments[:, 3], segments[:, 6] + segments[:, 7]) + margin
-    return np.ascontiguousarray(segments[(low <= z) & (z <= high), :8])
-
-
-_NONE = np.zeros((0, 0), np.float32)
-
-
-def render(
-    anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: float, w: float
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """One slice: image float32 (3, y, x) and its masks (y, x)."""
-    p, v, cube, frames = anatomy.patient, anatomy.values, anatomy.cube, anatomy.frames
-    lungman = p.kind == "lungman"
-    shape = (len(y), len(x))
-    t = z / p.lung_height_mm
-    image = np.empty((3, *shape), np.float32)
-    image[:] = v["air"][:, None, None]
-    _table(image, anatomy, x, y, w)
-    radial = _outline(anatomy, z)
-    d_cage = np.empty(shape)
-    bone = v["trabecular"]
-    wall = np.stack(
-        [v["skin"], v["fat"], v["muscle"], v["cortex"], bone, v["cartilage"], v["gland"], v["fat"], v["fat"], v["fat"]]
-    )
-    numbers = np.array([0.1 if lungman else p.skin_mm, 9.5, 0.0 if lungman else p.marbling, 1.1, p.gland, 0.12])
-    side = np.array([[-1.0], [1.0]])
-    row = np.array([[0.42 * p.half_width_mm + 30, -p.depth_front_mm * 0.85 - 22, 0.42 * p.lung_height_mm, 62.0, 58.0]])
-    breasts = np.repeat(row, 2, 0) * np.where(np.arange(5) == 0, side, 1.0)
-    if p.breast_mm < 12 or lungman:
-        breasts = breasts[:0]
-    near = np.abs(anatomy.rib_z - z).min(1) < 25.0
-    shapes.paint_wall(
-        image, d_cage, x, y, z, w, radial, anatomy.ribs[near], anatomy.rib_z[near], anatomy.rib_fade[near],
-        wall, numbers, cube, np.stack([frames["marbling"], frames["fine"], frames["warp"]]), breasts,
-    )  # fmt: skip
-    d_lung, middle, below, heart = _distances(anatomy, x, y, z, w, d_cage)
-    fat_noise = np.zeros(shape, np.float32)
-    _abdomen(image, anatomy, x, y, z, w, d_cage, below)
-    # lungs
-    emphysema = np.zeros(shape, bool)
-    side_map = np.broadcast_to(np.where(x < 3.0, -1.0, 1.0)[None, :], shape)
-    masks = {"lung": (d_lung < 0) & (d_cage < 0)}
-    if lungman:
-        shapes.paint_distance(image, d_lung, w, v["air"])
-    else:
-        _parenchyma(image, anatomy, d_lung, side_map, x, y, z, w, emphysema)
-    # mediastinum
-    shapes.paint_distance(image, np.maximum(heart, -d_lung - 2.0), w, v["myocardium"])
-    if not lungman and heart.min() < 0:
-        inner = np.full(shape, 60.0)
-        j0, j1 = np.searchsorted(x, (-120.0, 130.0))
-        i0, i1 = np.searchsorted(y, (-120.0, 110.0))
-        shapes.ellipsoid_distance(x[j0:j1], y[i0:i1], z, anatomy.chambers, 1.5, inner[i0:i1, j0:j1])
-        shapes.paint_distance(image, inner, w, v["arterial"])
-    cover = fat_noise
-
-    def tubes(segments: np.ndarray, value: np.ndarray, grow: float = 0.0) -> np.ndarray:
-        chosen = _near(segments, z, w + abs(grow))
-        cover[:] = 0.0
-        if len(chosen):
-            if grow:
-                chosen[:, 3] = np.maximum(chosen[:, 3] + grow, 0.05)
-                chosen[:, 7] = np.maximum(chosen[:, 7] + grow, 0.05)
-            shapes.cover_capsules(cover, x, y, z, chosen, w)
-            shapes.blend(image, cover, value, _NONE)
-        return cover
-
-    tubes(anatomy.tubes["vein"], v["venous"])
-    tubes(anatomy.tubes["left_atrium"], v["arterial"])
-    tubes(anatomy.tubes["pulmonary"], v["arterial"])
-    tubes(anatomy.tubes["aorta"], v["arterial"])
-    tubes(anatomy.tubes["oesophagus"], v["muscle"])
-    if not lungman:
-        tubes(anatomy.tubes["oesophagus"], v["air"], grow=-5.6)
-    tubes(anatomy.trees["vein"], v["venous"])
-    tubes(anatomy.trees["artery"], v["arterial"])
-    lumen = np.zeros(shape, bool)
-    if not lungman:
-        walls = anatomy.trees["airway"].copy()
-        walls[:, [3, 7]] += 0.3 + 0.10 * walls[:, [3, 7]]
-        tubes(walls, v["muscle"])
-        tubes(anatomy.tubes["airway"], v["muscle"], grow=1.3)
-        lumen |= tubes(anatomy.trees["airway"], v["air"]) > 0.5
-    lumen |= tubes(anatomy.tubes["airway"], v["air"]) > 0.5
-    _spine(image, anatomy, x, y, z, w)
-    _sternum(image, anatomy, x, y, z, w)
-    if t > 0.4 and not lungman:
-        _scapulae(image, anatomy, x, y, z, w)
-    tubes(anatomy.tubes["bone"], v["cortex"])
-    tubes(anatomy.tubes["bone"], v["trabecular"], grow=-1.5)
-    masks["lung"] &= ~lumen
-    for number, nodule in enumerate(anatomy.nodules, 1):
-        masks[f"nodule_{number}"] = _nodule(image, anatomy, nodule, x, y, z, w)
-    masks["lung_left"] = masks["lung"] & (side_map > 0)
-    masks["lung_right"] = masks["lung"] & (side_map < 0)
-    masks["emphysema"] = emphysema & masks["lung"]
-    return image, masks
-
-
-def _table(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray, w: float) -> None:
-    shapes.paint_table(
-        image,
-        x,
-        y,
-        w,
-        anatomy.back_mm + 1.5,
-        620.0,
-        205.0,
-        anatomy.values["carbon_fibre"],
-        anatomy.values["foam"],
-        22.0,
-    )
-
-
-def _parenchyma(
-    image: np.ndarray, anatomy: Anatomy, d_lung: np.ndarray, side_map: np.ndarray, x: np.ndarray, y: np.ndarray, z: float,
-    w: float, emphysema: np.ndarray,
-) -> None:  # fmt: skip
-    p, frames = anatomy.patient, anatomy.frames
-    level = np.full(d_lung.shape, 99.0, np.float32)
-    if p.emphysema and anatomy.emphysema_scale > 0:
-        share = anatomy.emphysema_scale * float(
-            emphysema_weight(np.array(z / p.lung_height_mm), p.emphysema.distribution)
-        )
-        level[:] = np.quantile(anatomy.hole_levels, 1.0 - min(share, 0.95))
-    holes = frames.get("hole", frames["lung_mid"])
-    numbers = np.array(
-        [p.parenchyma_hu, p.gradient_hu_per_mm, -0.06, 0.5 * p.lung_height_mm, 17.0, 19.0, 18.0, -990.0, 95.0]
-    )
-    stack = np.stack(
-        [frames["lung_fine"], frames["lung_mid"], frames["lung_coarse"], holes, frames.get("hole_fine", holes)]
-    )
-    grad = 1.5 / (p.emphysema.hole_mm if p.emphysema else 5.0)
-    # a pixel of width w spans w * grad of the noise that cuts the holes
-    shapes.paint_lung(
-        image, d_lung, side_map, x, y, z, w, numbers, anatomy.cube, stack, anatomy.fissures, level, emphysema, w * grad
-    )
-
-
-def _abdomen(
-    image: np.ndarray,
-    anatomy: Anatomy,
-    x: np.ndarray,
-    y: np.ndarray,
-    z: float,
-    w: float,
-    d_cage: np.ndarray,
-    below: np.ndarray,
-) -> None:
-    """Diaphragm, liver, spleen and stomach under the domes."""
-    p, v = anatomy.patient, anatomy.values
-    length, half = p.lung_height_mm, p.half_width_mm
-    if z > 0.4 * length:
-        return
-    inside = np.maximum(d_cage + 1.5, -below)
-    shell = np.maximum(inside, below - 3.0)
-    edge = 0.28 * half - 0.25 * (y[:, None] + 20.0)
-    liver = np.maximum(inside + 3.0, x[None, :] - np.broadcast_to(edge, below.shape))
-    liver = np.maximum(liver, y[:, None] - spine_y(p, z) + 2.0 - np.clip(-x[None, :] - 25.0, 0.0, 200.0))
-    shapes.paint_distance(image, liver.astype(np.float64), w, v["enhanced_liver"])
-    spleen = np.array(
-        [[0.70 * half, 0.42 * p.depth_back_mm, 0.10 * length, 0.3, 0.8, 0.3, 0.95, -0.3, 0, 0, 0, 1, 46, 26, 46.0]]
-    )
-    stomach = np.array(
-        [[0.42 * half, -0.25 * p.depth_front_mm, 0.10 * length, 0.9, 0.3, 0, -0.3, 0.9, 0, 0, 0, 1, 46, 34, 52.0]]
-    )
-    for shape, value in ((stomach, v["muscle"]), (spleen, v["enhanced_spleen"])):
-        d = np.empty(below.shape)
-        shapes.ellipsoid_distance(x, y, z, shape, 1.0, d)
-        d = np.maximum(d, inside + 3.0)
-        shapes.paint_distance(image, d, w, value)
-        if shape is stomach and p.kind != "lungman":
-            shapes.paint_distance(image, d + 4.0, w, v["water"] + np.array([25.0, 0.0, 0.0], np.float32))
-            gas = np.maximum(d + 4.0, y[:, None] + 0.45 * p.depth_front_mm)
-            shapes.paint_distance(image, gas, w, v["air"])
-    shapes.paint_distance(image, shell, w, v["muscle"])
-
-
-def _crop(x: np.ndarray, y: np.ndarray, box: tuple[float, float, float, float]) -> tuple[slice, slice]:
-    j0, j1 = np.searchsorted(x, box[:2])
-    i0, i1 = np.searchsorted(y, box[2:])
-    return slice(i0, i1), slice(j0, j1)
-
-
-def _lay(image: np.ndarray, rows: slice, columns: slice, distance: np.ndarray, w: float, value: np.ndarray) -> None:
-    part = image[:, rows, columns]
-    cover = np.clip(0.5 - distance / w, 0.0, 1.0).astype(np.float32)
-    value = value if value.ndim == 3 else value[:, None, None]
-    part += cover * (value - part)
-
-
-def _texture(anatomy: Anatomy, name: str, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
+def texture(anatomy: Anatomy, name: str, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
     gx, gy = np.meshgrid(x, y)
     points = np.column_stack([gx.ravel(), gy.ravel(), np.full(gx.size, z)])
     return shapes.sample_noise(anatomy.cube, anatomy.frames[name], points).reshape(gx.shape)
-
-
-def _spine(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: float, w: float) -> None:
-    p, v = anatomy.patient, anatomy.values
-    n = int(np.argmin(np.abs(anatomy.vertebrae[:, 0] - z)))
-    zc, pitch = anatomy.vertebrae[n]
-    if abs(z - zc) > pitch:
-        zc = z
-    ys = spine_y(p, z)
-    rows, columns = _crop(x, y, (-34.0, 34.0, ys - 30.0, ys + 40.0))
-    px, py = x[columns][None, :], y[rows][:, None] - ys
-    a, b = 15.5 + 0.35 * n, 12.5 + 0.25 * n
-    half = pitch / 2 - 2.4
-    rim = 1.0 + 0.09 * ((z - zc) / half) ** 2  # the waist of the body
-    waist = (np.abs(px / (a * rim)) ** 2.5 + np.abs(py / (b * rim)) ** 2.5) ** (1 / 2.5)
-    outline = (waist - 1.0) * min(a, b)
-    outline = np.maximum(outline, py - (b * rim - 1.0) - 0.012 * px**2)
-    body = np.maximum(outline, abs(z - zc) - half)
-    canal = np.hypot(px / 1.15, py - b - 8.0) - 8.0
-    _lay(image, rows, columns, canal - 2.0, w, v["fat"])
-    _lay(image, rows, columns, canal + 1.0, w, v["csf"])
-    _lay(image, rows, columns, np.hypot(px / 1.3, py - b - 8.0) - 4.2, w, v["cord"])
-    _lay(image, rows, columns, outline - 0.3, w, v["cartilage"] * np.float32(0.8))
-    _lay(image, rows, columns, body, w, v["cortex"])
-    fine = _texture(anatomy, "lung_fine", x[columns], y[rows], 0.55 * z)
-    mid = _texture(anatomy, "fine", x[columns], y[rows], z)
-    gain = (1.0 + 0.22 * fine + 0.12 * mid).astype(np.float32)
-    vein = np.clip(1.0 - np.hypot(px / 1.5, py - b + 5.0) / 4.0, 0, 1) * (abs(z - zc) < 3.5)  # basivertebral
-    gain = gain * (1.0 - 0.5 * vein).astype(np.float32)
-    _lay(image, rows, columns, body + 0.7, w, v["trabecular"][:, None, None] * gain)
-
-
-def _sternum(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: float, w: float) -> None:
-    p, v = anatomy.patient, anatomy.values
-    t = z / p.lung_height_mm
-    if not 0.30 < t < 0.90:
-        return
-    yc = -cage_table(anatomy, z)[0][BINS // 2] - 7.5
-    a = float(np.interp(t, (0.30, 0.36, 0.42, 0.6, 0.70, 0.74, 0.80, 0.88, 0.90), (4, 8, 17, 16, 14, 20, 29, 27, 20)))
-    b = float(np.interp(t, (0.30, 0.36, 0.6, 0.72, 0.8, 0.9), (2.5, 4.5, 5.2, 6.2, 7.0, 7.0)))
-    rows, columns = _crop(x, y, (-42.0, 42.0, yc - 20.0, yc + 20.0))
-    px, py = x[columns][None, :], y[rows][:, None] - yc - 0.004 * x[columns][None, :] ** 2
-    d = ((np.abs(px / a) ** 3 + np.abs(py / b) ** 3) ** (1 / 3) - 1.0) * b
-    gap = abs(t - 0.725) < 0.008  # the joint of manubrium and body
-    _lay(image, rows, columns, d, w, v["cartilage"] if gap else v["cortex"])
-    if not gap:
-        gain = 1.0 + 0.2 * _texture(anatomy, "fine", x[columns], y[rows], z)
-        _lay(image, rows, columns, d + 1.1, w, v["trabecular"][:, None, None] * (0.8 * gain).astype(np.float32))
-
-
-def _scapulae(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: float, w: float) -> None:
-    """The blade between subscapularis and infraspinatus, its spine, and the head of the humerus, each side."""
-    p, v = anatomy.patient, anatomy.values
-    t = z / p.lung_height_mm
-    if t < 0.47:
-        return
-    table = _outline(anatomy, z)
-    medial = float(np.interp(t, (0.47, 0.6, 0.8, 1.05), (128, 142, 146, 144)))
-    lateral = float(np.interp(t, (0.47, 0.6, 0.8, 1.05), (120, 108, 101, 96)))
-    cover = np.zeros((len(y), len(x)), np.float32)
-    inner = np.zeros_like(cover)
-    for side in (-1.0, 1.0):
-        angle = np.linspace(medial, lateral, 7)
-        k = ((180.0 + side * angle) / 360.0 * BINS) % BINS
-        bins = np.arange(BINS)
-        radius = np.interp(k, bins, table[0]) + (np.interp(k, bins, table[3]) + 1.5) / np.interp(k, bins, table[1])
-        if t > 0.8:  # the glenoid stands further out
-            radius[-2:] += np.array([3.0, 8.0]) * (t - 0.8) / 0.2 * 2
-        radius = radius + p.muscle * np.linspace(-2.0, 5.0, 7) * float(np.interp(t, (0.47, 0.7), (0.3, 1.0)))
-        px, py = side * radius * np.sin(np.deg2rad(angle)), -radius * np.cos(np.deg2rad(angle))
-        thick = np.interp(np.linspace(0, 1, 7), (0, 0.12, 0.4, 0.75, 1.0), (2.2, 1.5, 1.2, 2.2, 4.2))
-        thick = thick * float(np.interp(t, (0.47, 0.52, 0.9), (0.5, 1.0, 1.25)))
-        parts = [[px[i], py[i], z, thick[i], px[i + 1], py[i + 1], z, thick[i + 1]] for i in range(6)]
-        if t > 0.76:  # the spine of the scapula
-            out = 1.0 + 0.14 * min((t - 0.76) / 0.1, 1.0)
-            parts.append([px[3], py[3], z, 2.2, px[4] * out, py[4] * out * 1.1, z, 3.0])
-        segments = np.array(parts)
-        shapes.cover_capsules(cover, x, y, z, segments, w)
-        segments[:, [3, 7]] = np.maximum(segments[:, [3, 7]] - 1.3, 0.05)
-        shapes.cover_capsules(inner, x, y, z, segments[segments[:, 3] > 0.3], w)
-        reach = p.half_width_mm * 1.18
-        if t > 0.9:
-            head = np.array(
-                [
-                    [
-                        side * reach,
-                        8.0,
-                        1.0 * p.lung_height_mm,
-                        22.0,
-                        side * (reach + 4),
-                        0.0,
-                        1.2 * p.lung_height_mm,
-                        18.0,
-                    ]
-                ]
-            )
-            shapes.cover_capsules(cover, x, y, z, head, w)
-            head[:, [3, 7]] -= 2.5
-            shapes.cover_capsules(inner, x, y, z, head, w)
-    shapes.blend(image, cover, v["cortex"], _NONE)
-    shapes.blend(image, inner, v["trabecular"], _NONE)
-
-
-def _nodule(
-    image: np.ndarray, anatomy: Anatomy, nodule: PlacedNodule, x: np.ndarray, y: np.ndarray, z: float, w: float
-) -> np.ndarray:
-    """Paint a nodule and return its mask in the slice (half covered or more, spicules included)."""
-    mask = np.zeros((len(y), len(x)), bool)
-    cx, cy, cz = nodule.centre_mm
-    radius = nodule.spec.diameter_mm / 2
-    reach = 2.1 * radius + 2.0
-    if abs(z - cz) > reach:
-        return mask
-    rows, columns = _crop(x, y, (cx - reach, cx + reach, cy - reach, cy + reach))
-    xs, ys = x[columns], y[rows]
-    if not len(xs) or not len(ys):
-        return mask
-    px, py, pz = xs[None, :] - cx, ys[:, None] - cy, z - cz
-    distance = np.sqrt(px**2 + py**2 + pz**2)
-    rough = nodule.spec.spiculation
-    bumps = 0.0
-    if rough:
-        points = np.column_stack(
-            [np.broadcast_to(a, distance.shape).ravel() for a in (px, py, np.full(distance.shape, pz))]
-        )
-        points *= radius / np.maximum(distance.ravel(), 1e-3)[:, None]
-        bumps = 0.13 * rough * radius * shapes.sample_noise(anatomy.cube, nodule.frame, points).reshape(distance.shape)
-    d = distance - radius - bumps
-    cover = np.clip(0.5 - d / w, 0.0, 1.0).astype(np.float32)
-    if len(nodule.spicules):
-        chosen = _near(nodule.spicules, z, w)
-        if len(chosen):
-            shapes.cover_capsules(cover, xs, ys, z, chosen, w)
-    tissue = anatomy.values["muscle"] if anatomy.patient.kind == "chest" else anatomy.values["urethane_tumour"]
-    texture = _texture(anatomy, "fine", xs, ys, z)
-    value = np.empty((3, *distance.shape), np.float32)
-    part = image[:, rows, columns]
-    if nodule.spec.density == "solid":
-        value[:] = tissue[:, None, None]
-        value[0] += 6.0 * texture
-    else:  # ground glass: a third of the air is filled
-        share = 0.36 + 0.05 * texture
-        value[:] = np.maximum(part, part + share * (tissue[:, None, None] - part))
-        value[1:] = part[1:]
-        if nodule.spec.density == "part-solid":
-            core = np.clip(0.5 - (distance - 0.5 * radius - 0.7 * bumps) / w, 0.0, 1.0).astype(np.float32)
-            value += core * (tissue[:, None, None] - value)
-    part += cover * (value - part)
-    mask[rows, columns] = cover >= 0.5
-    return mask

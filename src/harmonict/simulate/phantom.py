@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from harmonict.core import Geometry, HarmonictError, ScanProtocol, Series
-from harmonict.simulate import anatomy, materials
+from harmonict.simulate import anatomy, materials, slices
 from harmonict.simulate.disease import EmphysemaSpec, NoduleSpec, draw_nodules
 
 KINDS = ("chest", "lungman")
@@ -125,7 +125,7 @@ class Patient:
         spectral = np.empty((2, len(z), *shape), np.float32)
         masks: dict[str, np.ndarray] = {}
         for n, height in enumerate(z):
-            image, found = anatomy.render(made, x, y, float(height), pixel)
+            image, found = slices.render(made, x, y, float(height), pixel)
             hu[n], spectral[:, n] = image[0], image[1:]
             for name, mask in found.items():
                 masks.setdefault(name, np.zeros((len(z), *shape), bool))[n] = mask
@@ -139,7 +139,7 @@ class Patient:
         low, high = self.z_range_mm
         if np.min(z_mm) < low - 1e-6 or np.max(z_mm) > high + 1e-6:
             raise HarmonictError(
-                f"{self.name} reaches from {low:.0f} to {high:.0f} mm; slices at {np.min(z_mm):g} to {np.max(z_mm):g} mm"
+                f"{self.name} lies at {low:.0f} to {high:.0f} mm, the slices at {np.min(z_mm):g} to {np.max(z_mm):g} mm"
             )
         if not allow_crop:
             reach = anatomy.reach_mm(_anatomy(self), np.asarray(z_mm)[:: max(1, len(z_mm) // 8)])

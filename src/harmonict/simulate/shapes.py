@@ -1,8 +1,8 @@
 """Painting shapes on a slice: coverage from signed distance, capsules, ellipsoids, layers and band-limited noise.
 
 A pixel of width `w` at signed distance d from a border (negative inside) is covered by clip(1/2 - d/w, 0, 1): exact for
-a straight border along the grid, right to second order elsewhere. Images are float32 (3, y, x): HU at 120 kVp and the two
-spectral numbers of materials.py.
+a straight border along the grid, right to second order elsewhere. Images are float32 (3, y, x): HU at 120 kVp and the
+two spectral numbers of materials.py.
 """
 
 from __future__ import annotations
@@ -461,14 +461,21 @@ def grow_tree(points, root, branch, power, terminal_mm):
         count += 1
         if size == 1:
             continue
-        # split across the direction of greatest spread, not exactly in the middle
-        spread = np.zeros(3)
+        # split across the direction of greatest spread (power iteration), not exactly in the middle
+        cov = np.zeros((3, 3))
         for k in range(lo, hi):
-            spread += (points[order[k]] - centre) ** 2
-        axis = np.argmax(spread)
+            e = points[order[k]] - centre
+            for a in range(3):
+                for b in range(3):
+                    cov[a, b] += e[a] * e[b]
+        axis = np.array([u - 0.3, branch[(lo * 3 + hi * 5) % n] - 0.4, branch[(lo * 11 + hi) % n] - 0.6])
+        for _ in range(4):
+            axis = cov @ axis
+            axis /= np.sqrt((axis * axis).sum()) + 1e-12
         keys = np.empty(size)
         for k in range(size):
-            keys[k] = points[order[lo + k], axis]
+            e = points[order[lo + k]] - centre
+            keys[k] = e[0] * axis[0] + e[1] * axis[1] + e[2] * axis[2]
         rank = np.argsort(keys)
         chosen = order[lo:hi].copy()
         for k in range(size):
