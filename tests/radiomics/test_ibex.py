@@ -137,6 +137,18 @@ def test_degrees_point_the_way_they_do_on_the_screen():
     assert max(along["0"], along["90"], along["135"]) < 0
 
 
+@pytest.mark.parametrize(("axis", "direction", "in_plane"), [(2, "0", "0"), (1, "1", "90"), (0, "2", None)])
+def test_directions_0_1_and_2_of_3d_are_x_y_and_z(axis, direction, in_plane):
+    hu = 50.0 * np.indices((5, 5, 5))[axis]
+    features = ibex_features(hu, np.ones(hu.shape, bool), SPACING)
+    across = {d: features[f"IBEX_GLCM3_Contrast_{d}_1"] for d in "012"}
+    assert across.pop(direction) > 0
+    assert set(across.values()) == {0}
+    for d in ("0", "90"):
+        assert (features[f"IBEX_GLCM25_Contrast_{d}_1"] > 0) == (d == in_plane)
+        assert (features[f"IBEX_GLRLM25_RunPercentage_{d}"] == 1) == (d == in_plane)
+
+
 def runs_by_hand(levels, along_x):
     """Counts (256, 20) of runs, line by line."""
     counts = np.zeros((256, 20))
@@ -245,6 +257,25 @@ def test_orientations_are_those_of_the_gradient_by_finite_differences():
     assert features["IBEX_GOH_MeanAbsoluteDeviation"] == pytest.approx(np.abs(centred).mean())
     median = np.median(degrees)
     assert features["IBEX_GOH_MedianAbsoluteDeviation"] == pytest.approx(np.median(np.abs(degrees - median)))
+
+
+def test_gradients_use_the_neighbours_inside_the_roi_only(case):
+    hu, mask, _, features = case
+
+    def slope(voxel, axis):
+        points = []
+        for step in (-1, 0, 1):
+            other = list(voxel)
+            other[axis] += step
+            if 0 <= other[axis] < mask.shape[axis] and mask[tuple(other)]:
+                points.append((step, float(hu[tuple(other)])))
+        (first, low), (last, high) = points[0], points[-1]
+        return (high - low) / (last - first) if last > first else 0.0
+
+    slopes = [(slope(voxel, 1), slope(voxel, 2)) for voxel in np.argwhere(mask)]
+    degrees = [np.degrees(np.arctan2(dy, dx)) % 180 for dy, dx in slopes if (dy, dx) != (0, 0)]
+    for p in (5, 50, 95):
+        assert features[f"IBEX_GOH_Percentile_{p}"] == pytest.approx(np.percentile(degrees, p))
 
 
 def test_a_ramp_has_its_own_orientation_in_degrees_of_space_not_of_voxels():
