@@ -60,6 +60,8 @@ def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, tuple[float, 
 
 def met(value: float, reference: str, tolerance: str) -> bool:
     """Within tolerance, or equal once rounded to the three significant digits that the table prints."""
+    if not np.isfinite(value):
+        return False
     if abs(value - float(reference)) <= float(tolerance):
         return True
     printed = Decimal(reference)

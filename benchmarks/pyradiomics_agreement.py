@@ -73,28 +73,16 @@ def peer(folder: Path) -> None:
 
 
 def lung1(data: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """int16 HU around LUNG1-001's GTV-1, its mask from the RTSTRUCT contours, spacing (z, y, x)."""
-    import pydicom
-    from skimage.draw import polygon2mask
+    """int16 HU around LUNG1-001's GTV-1, its mask, spacing (z, y, x)."""
+    from harmonict.dicom.masks import read_masks
+    from harmonict.dicom.read import read_series
+    from harmonict.radiomics import crop_to_mask
 
-    slices = [pydicom.dcmread(f) for f in sorted((data / "ct/LUNG1-001/image").rglob("*")) if f.is_file()]
-    slices.sort(key=lambda s: s.ImagePositionPatient[2])
-    hu = np.stack([s.pixel_array * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in slices]).astype(np.int16)
-    z = np.array([float(s.ImagePositionPatient[2]) for s in slices])
-    dy, dx = (float(v) for v in slices[0].PixelSpacing)
-    x0, y0 = (float(v) for v in slices[0].ImagePositionPatient[:2])
-    rt = pydicom.dcmread(next(f for f in (data / "ct/LUNG1-001/rtstruct").rglob("*") if f.is_file()))
-    number = next(r.ROINumber for r in rt.StructureSetROISequence if r.ROIName == "GTV-1")
-    roi = next(r for r in rt.ROIContourSequence if r.ReferencedROINumber == number)
-    mask = np.zeros(hu.shape, bool)
-    for contour in roi.ContourSequence:
-        points = np.array(contour.ContourData, float).reshape(-1, 3)
-        k = int(np.abs(z - points[0, 2]).argmin())
-        mask[k] ^= polygon2mask(hu.shape[1:], np.stack([(points[:, 1] - y0) / dy, (points[:, 0] - x0) / dx], axis=1))
-    lo, hi = np.argwhere(mask).min(axis=0), np.argwhere(mask).max(axis=0) + 1
-    lo, hi = np.maximum(lo - 20, 0), np.minimum(hi + 20, hu.shape)
-    box = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
-    return hu[box], mask[box], (float(np.diff(z).mean()), dy, dx)
+    series = read_series(sorted((data / "ct/LUNG1-001/image").glob("*.dcm")))
+    rtstruct = next((data / "ct/LUNG1-001/rtstruct").glob("*.dcm"))
+    mask = read_masks(rtstruct, series, "GTV-1")["GTV-1"]
+    hu, mask = crop_to_mask(series.hu, mask, margin=20)
+    return hu.astype(np.int16), mask, series.geometry.spacing_mm
 
 
 def write_cases(data: Path, folder: Path) -> None:

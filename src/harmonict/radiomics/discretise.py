@@ -51,7 +51,7 @@ def _axis_positions(count: int, spacing: float, new_spacing: float, lo: int, hi:
     new_count = int(np.ceil(count * spacing / new_spacing - 1e-9))
     step = new_spacing / spacing
     position = 0.5 * (count - 1) + (np.arange(new_count) - 0.5 * (new_count - 1)) * step
-    return position[(position > lo - 1 - step) & (position < hi + step)]
+    return position[(position > lo - 1) & (position < hi)]
 
 
 def resample(
@@ -74,6 +74,7 @@ def resample(
         raise HarmonictError(f"resampled voxel spacing must be above 0 mm, or 0 to keep an axis, got {new_spacing_mm}")
     new_z, new_y, new_x = (float(n) if n > 0 else float(s) for n, s in zip(new_spacing_mm, spacing_mm, strict=True))
     target = (new_z, new_y, new_x)
+    vanished = f"the ROI vanishes when resampled to {target} mm: take a smaller spacing or leave such small ROIs out"
     positions, crop = [], []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -81,6 +82,8 @@ def resample(
         reach = int(np.ceil(margin * target[axis] / spacing_mm[axis])) + 1
         lo, hi = max(int(where[0]) - reach, 0), min(int(where[-1]) + 1 + reach, hu.shape[axis])
         position = _axis_positions(hu.shape[axis], spacing_mm[axis], target[axis], lo, hi)
+        if not len(position):
+            raise HarmonictError(vanished)
         first = max(lo - SPLINE_MARGIN, 0)
         crop.append(slice(first, min(hi + SPLINE_MARGIN, hu.shape[axis])))
         positions.append(position - first)
@@ -96,9 +99,7 @@ def resample(
     inside = ndimage.affine_transform(part, matrix, offset, output_shape=shape, order=1, mode="nearest")
     new_mask = inside >= 0.5 - 1e-9
     if not new_mask.any():
-        raise HarmonictError(
-            f"the ROI vanishes when resampled to {target} mm: take a smaller spacing or leave such small ROIs out"
-        )
+        raise HarmonictError(vanished)
     return (np.round(new) if round_hu else new), new_mask, target
 
 

@@ -40,6 +40,8 @@ from harmonict.radiomics.shape import shape_features
 
 FAMILIES = ("shape", "firstorder", "glcm", "glrlm", "glszm", "gldm", "ngtdm")
 FILTERS = ("Original", "LoG", "Wavelet")
+MAX_GLCM_LEVELS = 4_000
+GLCM_BYTES = 64e6  # of matrices held at once
 
 GLCM = {
     "Autocorrelation": "auto_corr",
@@ -61,6 +63,7 @@ GLCM = {
     "JointAverage": "joint_avg",
     "JointEnergy": "energy",
     "JointEntropy": "joint_entr",
+    "MCC": "mcc",
     "MaximumProbability": "joint_max",
     "SumAverage": "sum_avg",
     "SumEntropy": "sum_entr",
@@ -217,7 +220,7 @@ def first_order(values: np.ndarray, levels: np.ndarray, voxel_mm3: float, energy
         "InterquartileRange": p75 - p25,
         "Range": x.max() - x.min(),
         "MeanAbsoluteDeviation": np.abs(centred).mean(),
-        "RobustMeanAbsoluteDeviation": np.abs(robust - robust.mean()).mean(),
+        "RobustMeanAbsoluteDeviation": np.abs(robust - robust.mean()).mean() if len(robust) else 0.0,
         "RootMeanSquared": np.sqrt(energy / len(x)),
         "Skewness": (square * centred).mean() / variance**1.5 if variance > 0 else 0.0,
         "Kurtosis": (square * square).mean() / variance**2 if variance > 0 else 0.0,
@@ -227,19 +230,29 @@ def first_order(values: np.ndarray, levels: np.ndarray, voxel_mm3: float, energy
 
 
 def _glcm(levels: Levels, settings: FeatureSettings) -> dict[str, float]:
+    n, ng = len(levels.values), int(levels.values[-1])
+    if n > MAX_GLCM_LEVELS:
+        raise HarmonictError(
+            f"{n} grey levels occur in the ROI, a GLCM may have {MAX_GLCM_LEVELS}: take wider bins or leave glcm out"
+        )
     offsets = np.concatenate([directions(settings.dimension, d) for d in settings.distances])
-    counts = glcm_matrices(levels, offsets)
+    at_once = max(1, int(GLCM_BYTES // (8 * n * n)))
+    parts = (glcm_matrices(levels, offsets[k : k + at_once]) for k in range(0, len(offsets), at_once))
     if settings.merge_directions:
-        counts = counts.sum(axis=0, keepdims=True)
-    counts = counts[counts.any(axis=(1, 2))]
-    if not len(counts):
+        parts = iter([sum(part.sum(axis=0, keepdims=True) for part in parts)])
+    rows = []
+    for part in parts:
+        counts = part[part.any(axis=(1, 2))]
+        if len(counts):
+            basic = glcm_features(counts, levels.values, ng)
+            rows.append(np.concatenate([basic, maximal_correlation(counts)[:, None]], axis=1))
+    if not rows:
         raise HarmonictError(
             f"no two voxels of the ROI are neighbours at distance {settings.distances}: the GLCM is empty; "
             "take a larger ROI or leave the family glcm out"
         )
-    ng = int(levels.values[-1])
-    row = dict(zip(GLCM_NAMES, glcm_features(counts, levels.values, ng).mean(axis=0), strict=True))
-    return {name: row[short] for name, short in GLCM.items()} | {"MCC": maximal_correlation(counts).mean()}
+    row = dict(zip([*GLCM_NAMES, "mcc"], np.concatenate(rows).mean(axis=0), strict=True))
+    return {name: row[short] for name, short in GLCM.items()}
 
 
 def _glrlm(levels: Levels, settings: FeatureSettings) -> dict[str, float]:

@@ -21,7 +21,6 @@ SIZE_NAMES = (
     "size_nonuniformity size_nonuniformity_norm percentage level_variance size_variance entropy energy"
 ).split()
 NGTDM_NAMES = "coarseness contrast busyness complexity strength".split()
-INDEPENDENT = 1e-12  # bits; a mutual information below this is rounding
 
 
 @compiled
@@ -97,7 +96,7 @@ def _glcm(counts, values, ng):
             shade += centred**3 * p
             prominence += centred**4 * p
         information = 2.0 * entropy_x - entropy
-        if information < 1e-12:
+        if information < 1e-12:  # bits; independent levels up to rounding
             information = 0.0
         out[a, 0] = largest
         out[a, 1] = mean
@@ -195,6 +194,21 @@ def size_features(counts: np.ndarray, levels: np.ndarray, sizes: np.ndarray, vox
     return out
 
 
+@compiled
+def _level_pairs(i, p, s):
+    """Sums over all pairs of levels that NGTDM's contrast, busyness, complexity and strength need."""
+    contrast = busyness = complexity = strength = 0.0
+    for a in range(i.size):
+        for b in range(a):
+            gap = abs(i[a] - i[b])
+            both = p[a] + p[b]
+            contrast += 2.0 * p[a] * p[b] * gap * gap
+            busyness += 2.0 * abs(i[a] * p[a] - i[b] * p[b])
+            complexity += 2.0 * gap * (p[a] * s[a] + p[b] * s[b]) / both
+            strength += 2.0 * both * gap * gap
+    return contrast, busyness, complexity, strength
+
+
 def ngtdm_features(levels: np.ndarray, difference: np.ndarray, count: np.ndarray) -> np.ndarray:
     """(5,) coarseness, contrast, busyness, complexity, strength (IBSI 3.10).
 
@@ -203,19 +217,22 @@ def ngtdm_features(levels: np.ndarray, difference: np.ndarray, count: np.ndarray
     """
     present = count > 0
     i, s, total = levels[present].astype(np.float64), difference[present], count.sum()
-    p = count[present] / total if total else count[present]
-    weighted = float(p @ s)
-    if len(i) < 2 or weighted == 0.0:
+    if not total:
+        return np.array([1e6, 0.0, 0.0, 0.0, 0.0])
+    p = count[present] / total
+    n, weighted = len(i), float(p @ s)
+    if n < 2 or weighted == 0.0:
         return np.array([1 / weighted if weighted else 1e6, 0.0, 0.0, 0.0, 0.0])
-    gap = np.abs(i[:, None] - i[None, :])
-    both = p[:, None] + p[None, :]
-    n = len(i)
-    contrast = (p @ gap**2 @ p) / (n * (n - 1)) * s.sum() / total
-    spread = np.abs((i * p)[:, None] - (i * p)[None, :]).sum()
-    busyness = weighted / spread if spread else 0.0
-    complexity = (gap * ((p * s)[:, None] + (p * s)[None, :]) / both).sum() / total
-    strength = (both * gap**2).sum() / s.sum()
-    return np.array([1 / weighted, contrast, busyness, complexity, strength])
+    contrast, spread, complexity, strength = _level_pairs(i, p, s)
+    return np.array(
+        [
+            1 / weighted,
+            contrast / (n * (n - 1)) * s.sum() / total,
+            weighted / spread if spread else 0.0,
+            complexity / total,
+            strength / s.sum(),
+        ]
+    )
 
 
 def mean_rows(rows: np.ndarray) -> np.ndarray:
