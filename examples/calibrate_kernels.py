@@ -6,7 +6,8 @@ Measured: B10, B30, B50, B70 (one patient slice) and FC13, FC51 (two slices of a
 scan the ratio of the MTFs is the cross-spectrum of the two images over the power of the sharper one, over all patches
 without clipped pixels; it holds to 1-2 % up to 0.65 per mm and is extrapolated (straight in the logarithm) beyond.
 The absolute curve of the sharpest kernel is the mean, weighted by what each can tell, of the MTFs at the skin of all
-kernels of the scan, each brought to the sharpest by its ratio; it is taken to 0 at 1 per mm.
+kernels of the scan, each brought to the sharpest by its ratio; beyond 0.7 per mm it goes on straight in the logarithm
+and is taken to 0 at 1 per mm.
 """
 
 from __future__ import annotations
@@ -28,19 +29,23 @@ from harmonict.volumes import read_volume
 
 AXIS = np.round(np.arange(0.0, 1.0001, 0.05), 2)  # the table's frequencies, 1/mm
 
+# name: the two measured kernels whose shapes are mixed, the share of the second, f50 (1/mm), why
+SHAPES: dict[str, tuple[str, str, float, float, str]] = {
+    "Br32": ("B30", "B10", 0.0, 0.29, "assumed: the shape of B30, a little softer"),
+    "Br40": ("B30", "B50", 0.4, 0.37, "assumed: between B30 and B50"),
+    "Br49": ("B50", "B70", 0.1, 0.48, "assumed: as B50"),
+    "Br59": ("B50", "B70", 0.5, 0.58, "assumed: between B50 and B70"),
+    "Br62": ("B50", "B70", 0.8, 0.61, "assumed: a little softer than B70"),
+    "Br64": ("B50", "B70", 1.0, 0.64, "assumed: as B70"),
+    "Br69": ("B50", "B70", 1.0, 0.71, "assumed: the shape of B70, sharper; ends at 1 per mm, the real one goes on"),
+    "Qr32": ("B30", "B10", 0.5, 0.28, "assumed: near Br of the same number, without edge enhancement"),
+    "Qr49": ("B50", "B70", 0.0, 0.46, "assumed: near Br of the same number, without edge enhancement"),
+    "Qr59": ("B50", "B70", 0.0, 0.55, "assumed: near Br of the same number, without edge enhancement"),
+    "Qr61": ("B50", "B70", 0.0, 0.57, "assumed: near Br of the same number, without edge enhancement"),
+}
+
 # name: vendor, f50, f10 (1/mm), peak of the MTF (1: no edge enhancement), where the numbers come from
 EMULATIONS: dict[str, tuple[str, float, float, float, str]] = {
-    "Br32": ("Siemens", 0.29, 0.50, 1.00, "assumed: a little softer than B30, whose f50 was measured"),
-    "Br40": ("Siemens", 0.37, 0.63, 1.03, "assumed: between B30 and B50"),
-    "Br49": ("Siemens", 0.49, 0.75, 1.10, "assumed: as B50, whose f50 was measured"),
-    "Br59": ("Siemens", 0.59, 0.83, 1.15, "assumed: between B50 and B70"),
-    "Br62": ("Siemens", 0.62, 0.86, 1.18, "assumed: a little softer than B70"),
-    "Br64": ("Siemens", 0.65, 0.88, 1.20, "assumed: as B70, whose f50 was measured"),
-    "Br69": ("Siemens", 0.72, 0.93, 1.25, "assumed: sharper than B70; ends at 1 per mm, the real one goes on"),
-    "Qr32": ("Siemens", 0.29, 0.50, 1.00, "assumed: Br of the same number without edge enhancement"),
-    "Qr49": ("Siemens", 0.46, 0.74, 1.00, "assumed: Br of the same number without edge enhancement"),
-    "Qr59": ("Siemens", 0.56, 0.82, 1.00, "assumed: Br of the same number without edge enhancement"),
-    "Qr61": ("Siemens", 0.59, 0.85, 1.00, "assumed: Br of the same number without edge enhancement"),
     "Bl57": ("Siemens", 0.57, 0.82, 1.25, "assumed: as Br of the same number, edge-enhancing for the lung"),
     "Bl64": ("Siemens", 0.66, 0.89, 1.35, "assumed: as Br of the same number, edge-enhancing for the lung"),
     "B19f": ("Siemens", 0.25, 0.45, 1.00, "f50 measured at the skin of LUNG1-001 (TCIA); the rest assumed"),
@@ -76,6 +81,15 @@ def emulate(f50: float, f10: float, peak: float) -> np.ndarray:
     smooth = gaussian_filter1d(np.concatenate([curve[:0:-1], curve, np.zeros(FINE.size)]), 6)
     smooth = smooth[FINE.size - 1 : 2 * FINE.size - 1]
     return smooth / smooth[0] * taper(FINE)
+
+
+def mix(one: np.ndarray, two: np.ndarray, share: float, f50: float) -> np.ndarray:
+    """The shapes of two curves on FINE, each stretched so that its f50 is `f50`, averaged."""
+    curve = np.zeros(FINE.size)
+    for part, weight in ((one, 1 - share), (two, share)):
+        own = Kernel("shape", FINE, part).f50_per_mm
+        curve += weight * np.interp(FINE * own / f50, FINE, part, right=0.0)
+    return curve * taper(FINE)
 
 
 def taper(frequency: np.ndarray) -> np.ndarray:
@@ -129,10 +143,11 @@ def measured(scans: dict[str, list[Series]], floor_hu: float) -> dict[str, np.nd
     share[names[-1]] = np.ones(FINE.size)
     top = sum(share[n] * skin(scans[n]) for n in names) / sum(share[n] ** 2 for n in names)
     top = np.maximum(gaussian_filter1d(np.concatenate([top[:0:-1], top]), 5)[FINE.size - 1 :], 0.0)
-    top = top / top[0] * taper(FINE)
-    # from 0.72 per mm on (the pixels' limit) the skin tells little: never rising
-    beyond = FINE >= 0.72
-    top[beyond] = np.minimum.accumulate(top[beyond])
+    top = top / top[0]
+    # from 0.7 per mm on (nearly the pixels' limit) the skin tells little: straight on in the logarithm
+    end, tail = int(np.searchsorted(FINE, 0.7)), slice(int(np.searchsorted(FINE, 0.6)), int(np.searchsorted(FINE, 0.7)))
+    slope = np.polyfit(FINE[tail], np.log(top[tail]), 1)[0]
+    top[end:] = top[end] * np.exp(slope * (FINE[end:] - FINE[end])) * taper(FINE[end:])
     return {n: top * share[n] for n in names}
 
 
@@ -164,6 +179,8 @@ def main() -> None:
             f"skin-air MTF and kernel ratios of {where}; beyond 0.65 per mm assumed",
             curve,
         )
+    for name, (one, two, share, f50, source) in SHAPES.items():
+        curves[name] = ("Siemens", "emulation", source, mix(curves[one][3], curves[two][3], share, f50))
     for name, (vendor, f50, f10, peak, source) in EMULATIONS.items():
         curves[name] = (vendor, "emulation", source, emulate(f50, f10, peak))
     with out.open("w", newline="", encoding="utf-8") as handle:
