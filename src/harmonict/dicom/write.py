@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import stat
+import struct
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -67,9 +68,7 @@ _DROPPED = {
     (0x0400, 0x0500, 0x0400, 0x0500),  # Encrypted Attributes
     (0x4FFE, 0x0001, 0x4FFE, 0x0001),  # MAC Parameters
     (0x5200, 0x9229, 0x5200, 0x9230),  # Functional Groups
-    (0x7FE0, 0x0000, 0x7FE0, 0xFFFF),  # Pixel Data
-    (0xFFFA, 0xFFFA, 0xFFFA, 0xFFFA),  # Digital Signatures
-    (0xFFFC, 0xFFFC, 0xFFFC, 0xFFFC),  # Data Set Trailing Padding
+    (0x7FE0, 0x0000, 0xFFFF, 0xFFFF),  # Pixel Data and what follows it: signatures, padding
 }
 _DROPPED_RANGES = tuple(((a << 16) | b, (c << 16) | d) for a, b, c, d in _DROPPED)
 _TYPE_2 = ("KVP", "AcquisitionNumber", "InstanceNumber", "PositionReferenceIndicator")  # present, may be empty
@@ -162,7 +161,7 @@ def write_series(
                     f"{name}: the header of slice {z + 1} cannot be written again ({type(error).__name__}); "
                     "repair that file or leave it out"
                 ) from error
-            _write_bytes(temporary / f"{z + 1:0{width}d}.dcm", data)
+            _write_bytes(temporary / f"{z + 1:0{width}d}.dcm", data, _pixel_element(pixels.data), pixels.data)
     files = tuple(folder / f"{z + 1:0{width}d}.dcm" for z in range(len(series.hu)))
     return WriteReport(folder, files, series_uid, clipped, rescaled)
 
@@ -264,9 +263,14 @@ def _take_place(temporary: Path, folder: Path) -> None:
         os.rename(temporary, folder)
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
+def _pixel_element(data: bytes) -> bytes:
+    """Tag, VR and length of Pixel Data in Explicit VR Little Endian (PS3.5 7.1.2)."""
+    return struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OW", 0, len(data))
+
+
+def _write_bytes(path: Path, *parts: bytes) -> None:
     with path.open("xb") as file:
-        file.write(data)
+        file.writelines(parts)
 
 
 def _flush(path: Path) -> None:
@@ -341,7 +345,8 @@ def _encode(hu: np.ndarray, padding: np.ndarray | None, header: Dataset) -> _Pix
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
     stored = hu.astype(np.float64)
     stored -= intercept
-    stored /= slope
+    if slope != 1:
+        stored /= slope
     np.rint(stored, out=stored)
     outside = _outside(stored, low, high)
     tags = _padding_values(header)
@@ -416,7 +421,10 @@ def _derived_image(
     shared: Dataset,
     appended: Dataset,
 ) -> Dataset:
-    """The data set of the image made from slice z; elements that do not change are the source's own, not copies."""
+    """The data set of the image made from slice z, less its pixels, which come last in the file.
+
+    Elements that do not change are the source's own, not copies.
+    """
     header = source.headers[z]
     image = Dataset({t: header.get_item(t) for t in header.keys() if not _is_dropped(int(t))})
     implicit, little = header.original_encoding
@@ -459,7 +467,6 @@ def _derived_image(
         for tag, value in zip((0x00280120, 0x00280121), pixels.padding, strict=True):
             if value is not None:
                 image[tag] = DataElement(tag, vr, value)
-    image[0x7FE00010] = DataElement(0x7FE00010, "OW", pixels.data)
     image.file_meta = file_meta(CTImageStorage, image.SOPInstanceUID, derivation.version)
     return image
 
