@@ -56,7 +56,10 @@ def inspect(
     from harmonict.core.cohort import write_cohort
     from harmonict.dicom.inventory import inspect as inspect_path
 
-    table = inspect_path(path, slicewise=slicewise, spacing_mm=_both(spacing_mm), jobs=_jobs(jobs))
+    with _progress("inspect") as progress:
+        table = inspect_path(
+            path, slicewise=slicewise, spacing_mm=_both(spacing_mm), jobs=_jobs(jobs), progress=progress
+        )
     if out is not None:
         write_cohort(table, out)
     found = table[table["state"] != "left_out"]
@@ -67,9 +70,8 @@ def inspect(
         for note in _notes(found):
             print(note)
         _print_left_out(table[table["state"] == "left_out"])
-        skipped = table.attrs.get("skipped_files", 0)
-        if skipped:
-            print(f"{skipped} files are not images of any kind known here and were skipped")
+        if table.attrs["skipped_files"]:
+            print(f"{table.attrs['skipped_files']} files are no images of a known kind and were skipped")
         if len(found):
             kernels = found["kernel"].fillna("no kernel tag").value_counts()
             print(f"{len(found)} series; most common kernel: {kernels.index[0]} ({kernels.iloc[0]} series)")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +30,9 @@ from harmonict.dicom.read import (
     stack,
     text,
 )
+from harmonict.physics.mtf import skin_air_mtf
+from harmonict.physics.nps import uniform_noise_sd
+from harmonict.scale import map_series
 from harmonict.volumes import read_volume, volume_format, volume_grid, volume_stem
 
 # What the first pass keeps of a header; the pixels are not read.
@@ -202,33 +205,38 @@ def inspect(
     slicewise: bool = False,
     jobs: int = 1,
     spacing_mm: float | tuple[float, float] | None = None,
+    progress: Callable[[int, int, dict[str, object]], None] | None = None,
 ) -> pd.DataFrame:
     """Cohort table of everything in a path, found series first, then what was left out and why.
 
     measure: read the pixels too and fill noise_hu (HU SD in uniform tissue) and f50_per_mm (MTF at the skin); where
     one cannot be measured it stays empty and `reason` says why. A series whose pixels cannot be read is left out.
-    jobs: processes. spacing_mm: in-plane spacing that overrides a lying header.
+    jobs: processes. spacing_mm: in-plane spacing that overrides a lying header. progress: called with (done, all, row).
+    The number of files that were neither DICOM nor a volume is `table.attrs["skipped_files"]`.
     """
     inventory = find_series(path, slicewise=slicewise)
-    rows: list[dict[str, object]]
+    rows: list[dict[str, object]] = []
     if not measure:
         rows = [found.row() for found in inventory.found]
         for row in rows if spacing_mm is not None else ():
             row["spacing_y_mm"], row["spacing_x_mm"] = _pair(spacing_mm)
-    elif jobs > 1 and len(inventory.found) > 1:
-        with ProcessPoolExecutor(min(jobs, len(inventory.found)), mp_context=get_context("spawn")) as pool:
-            rows = list(pool.map(measured_row, inventory.found, [spacing_mm] * len(inventory.found)))
     else:
-        rows = [measured_row(found, spacing_mm) for found in inventory.found]
-    rows.sort(key=lambda row: row["state"] != "found")
-    return cohort_table(rows + [left.row() for left in inventory.left_out])
+        look = partial(measured_row, spacing_mm=spacing_mm)
+        for index, result in map_series(look, inventory.found, jobs=jobs):
+            row = {} if isinstance(result, HarmonictError) else result
+            if isinstance(result, HarmonictError):
+                row = {**inventory.found[index].row(), "state": "left_out", "reason": str(result)}
+            rows.append({**row, "order": index})
+            if progress:
+                progress(len(rows), len(inventory.found), row)
+        rows.sort(key=lambda row: (row["state"] != "found", row.pop("order")))
+    table = cohort_table(rows + [left.row() for left in inventory.left_out])
+    table.attrs["skipped_files"] = inventory.skipped_files
+    return table
 
 
 def measured_row(found: FoundSeries, spacing_mm: float | tuple[float, float] | None = None) -> dict[str, object]:
     """The row of one series with its noise and its MTF, measured on its pixels."""
-    from harmonict.physics.mtf import skin_air_mtf
-    from harmonict.physics.nps import uniform_noise_sd
-
     row = found.row()
     try:
         series = found.read(spacing_mm=spacing_mm)

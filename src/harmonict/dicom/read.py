@@ -131,6 +131,7 @@ def read_series(files: Sequence[Path], *, slicewise: bool = False) -> Series:
         protocol=series_protocol(headers),
         padding=find_padding(hu, tagged=tagged),
         is_volume=is_volume,
+        positions_mm=None if is_volume else tuple(float(one.position @ slices[0].normal) for one in slices),
         patient=text(headers[0], "PatientID"),
         name=name,
         source=DicomSource(
