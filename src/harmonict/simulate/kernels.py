@@ -77,6 +77,9 @@ def _curve(name: str) -> Kernel:
     axis = [column for column in row if column[:1].isdigit()]
     frequency = np.array([float(column) for column in axis])
     fine = np.round(np.arange(0.0, frequency[-1] + _STEP_PER_MM / 2, _STEP_PER_MM), 6)
-    curve = PchipInterpolator(frequency, [float(row[column]) for column in axis])(fine)
+    values = np.array([float(row[column]) for column in axis])
+    # mirrored at 0: a kink there would be a point spread with tails across the whole image
+    both = np.concatenate([-frequency[:0:-1], frequency]), np.concatenate([values[:0:-1], values])
+    curve = PchipInterpolator(*both)(fine)
     mtf = np.maximum(np.round(curve, 9), 0.0)  # a zero in the table is a zero here
     return Kernel(name, fine, mtf, f"{row['status']}: {row['source']}")
