@@ -62,6 +62,15 @@ def test_the_lungs_are_the_same_with_the_slices_in_the_other_order():
     np.testing.assert_array_equal(lung_mask(Series(hu[::-1].copy(), down)), lung_mask(series(hu))[::-1])
 
 
+def test_the_foam_in_a_hollow_table_is_no_lung():
+    hu, _ = chest(30.0)
+    hu[:, 222:236, 40:260] = 100
+    hu[:, 225:233, 44:256] = -900
+    for image in (series(hu), series(hu[18:19], is_volume=False)):
+        mask = lung_mask(image)
+        assert mask.any() and not mask[:, 218:].any()
+
+
 def test_a_tumour_inside_is_lung_and_one_that_grows_from_the_wall_is_not():
     hu, _ = chest()
     z, y, x = np.meshgrid(*grid_mm(), indexing="ij", sparse=True)

@@ -18,6 +18,7 @@ from harmonict.core import HarmonictError, Series
 
 LUNG_BELOW_HU = -300.0  # on the smoothed image: the border that radiotherapy contours of lungs follow
 LUNG_SMOOTHING_MM = 1.0  # SD, in plane
+BODY_OPENING = 3  # double pixels, side of the square: takes the table off
 LUNG_CLOSING_MM = 5.0  # radius, in plane: vessels and nodules up to 10 mm wide that open to the border
 AERATED_BELOW_HU = -500.0  # on the smoothed image: lung without vessels, consolidation and partial volume
 LUNG_PART_ML = 10.0  # a smaller piece of lung is dropped
@@ -25,6 +26,7 @@ GAS_BELOW_HU = -960.0  # 5th percentile of a small part that is gas in the bowel
 AIRWAY_BELOW_HU = -920.0  # lumen of trachea and main bronchi on the smoothed image
 AIRWAY_WALL_MM = 2.0  # the rim of the lumen that is still below LUNG_BELOW_HU
 TRACHEA_MM2 = (60.0, 700.0)  # lumen area of a trachea in one slice
+TRACHEA_OFF_MIDDLE_MM = 50.0  # from the middle of the image, sideways
 TRACHEA_LEAST_MM = 40.0  # a tube that is lost sooner was the larynx, and the search goes on
 BRONCHI_REACH_MM = 45.0  # main bronchi end this far from the trachea's axis
 
@@ -87,7 +89,8 @@ def lung_density(series: Series, lung: np.ndarray | None = None) -> LungDensity:
 def lung_mask(series: Series) -> np.ndarray:
     """Both lungs: bool (z, y, x), all False where there is none.
 
-    1. Smoothed in plane (Gaussian, SD 1 mm), below -300 HU, and not joined to the image's edge within its slice.
+    1. Smoothed in plane (Gaussian, SD 1 mm), below -300 HU, not joined to the image's edge within its slice, and inside
+       the body (the largest dense part, its holes filled), so not in a hollow table.
     2. Trachea and main bronchi are followed downwards from the top, slice by slice (lumen below -920 HU), until 45 mm
        beside the trachea's axis, and taken off with a rim of 2 mm, or whole where they do not open into lung. On
        single images small central gas is taken off.
@@ -96,15 +99,17 @@ def lung_mask(series: Series) -> np.ndarray:
     4. Closed with a disc of 5 mm radius in plane and holes filled, slice by slice: vessels and nodules inside the lung
        belong to it. A tumour that the lung encloses is lung; one that grows from the wall or the mediastinum
        and is wider than the closing stays outside, as it does in radiotherapy contours.
-    Raises nothing for an image without lungs: the mask is empty. The axis z may run up or down.
+    Raises nothing for an image without lungs: the mask is empty. The axis z may run up or down. A lung that the edge
+    of the image cuts (a reconstruction of one lung) is taken for the air outside and lost.
     """
     hu = series.hu
     pixel_mm = series.pixel_mm
     smooth = _smoothed(hu, pixel_mm)
     inner = np.empty(hu.shape, bool)
-    for z, part in enumerate(smooth):
-        inner[z] = _not_at_edge(part < LUNG_BELOW_HU)
     volume = series.is_volume and len(hu) > 1
+    body = _body(smooth, volume)
+    for z, part in enumerate(smooth):
+        inner[z] = _not_at_edge(part < LUNG_BELOW_HU) & body[z]
     if volume:
         up = series.geometry.direction[0][2] >= 0
         _take_off_airway(inner, smooth, pixel_mm, series.geometry.spacing_mm[0], up)
@@ -242,6 +247,22 @@ def _not_at_edge(air: np.ndarray) -> np.ndarray:
     return inner[labels]
 
 
+def _body(smooth: np.ndarray, volume: bool) -> np.ndarray:
+    """The largest dense part, opened in plane, holes filled slice by slice; found at half the resolution."""
+    half = (smooth[:, ::2, ::2] > LUNG_BELOW_HU).view(np.uint8)
+    for operation in (ndimage.minimum_filter1d, ndimage.maximum_filter1d):
+        for axis in (1, 2):
+            half = operation(half, BODY_OPENING, axis=axis, mode="nearest")
+    for part in [half] if volume else np.split(half, len(half)):
+        labels, _ = ndimage.label(part)
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        part[...] = (labels == sizes.argmax()) & (part > 0)
+    for part in half:
+        part |= _not_at_edge(part == 0)
+    return half.view(bool).repeat(2, 1).repeat(2, 2)[:, : smooth.shape[1], : smooth.shape[2]]
+
+
 def _lung_parts(mask: np.ndarray, smooth: np.ndarray, least_voxels: float) -> np.ndarray:
     """The connected parts of a mask that are large enough and lung rather than gas."""
     labels, n = ndimage.label(mask)
@@ -267,12 +288,13 @@ def _take_off_airway(
             followed_mm += slice_mm
             if lumen is None and followed_mm > TRACHEA_LEAST_MM:
                 return
-        if lumen is None:  # nothing yet, or lost in the larynx
+        first = lumen is None  # nothing yet, or lost in the larynx
+        if lumen is None:
             lumen, followed_mm = _trachea(labels, smooth[z], pixel_mm), 0.0
             if lumen is None:
                 continue
         x = np.flatnonzero(lumen.any(0)) * pixel_mm[1]
-        if np.ptp(x) < 30:  # one tube: still the trachea
+        if first or np.ptp(x) < 30:  # one tube: still the trachea
             axis_x = float(x.mean())
         inner[z] &= ~(_grown(lumen, AIRWAY_WALL_MM, pixel_mm) | _own_part(inner[z], lumen, pixel_mm))
 
@@ -288,22 +310,20 @@ def _own_part(inner: np.ndarray, lumen: np.ndarray, pixel_mm: tuple[float, float
 
 
 def _trachea(labels: np.ndarray, smooth: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray | None:
-    """The gas nearest the middle of a slice that is round, as large as a trachea and in soft tissue; else None."""
-    best, best_distance = None, 50.0
+    """Gas of a slice that is central, round, as large as a trachea or main bronchus and in soft tissue; else None."""
+    found = np.zeros(labels.shape, bool)
     for part, box in enumerate(ndimage.find_objects(labels), start=1):
         height, width = ((s.stop - s.start) * d for s, d in zip(box, pixel_mm, strict=True))
         area = float((labels[box] == part).sum()) * pixel_mm[0] * pixel_mm[1]
-        if not TRACHEA_MM2[0] <= area <= TRACHEA_MM2[1] or max(height, width) > 2.5 * min(height, width):
+        round_ = max(height, width) <= 2.5 * min(height, width) and area >= 0.5 * height * width
+        off_middle = abs((box[1].start + box[1].stop) / 2 - labels.shape[1] / 2) * pixel_mm[1]
+        if not (TRACHEA_MM2[0] <= area <= TRACHEA_MM2[1] and round_ and off_middle < TRACHEA_OFF_MIDDLE_MM):
             continue
-        if area < 0.5 * height * width:
-            continue
-        distance = abs((box[1].start + box[1].stop) / 2 - labels.shape[1] / 2) * pixel_mm[1]
-        if distance < best_distance:
-            own = labels == part
-            around = _grown(own, 8.0, pixel_mm) & ~_grown(own, 3.0, pixel_mm)
-            if smooth[around].mean() > -500:  # a bulla lies in lung
-                best, best_distance = own, distance
-    return best
+        own = labels == part
+        around = _grown(own, 8.0, pixel_mm) & ~_grown(own, 3.0, pixel_mm)
+        if smooth[around].mean() > AERATED_BELOW_HU:  # a bulla lies in lung
+            found |= own
+    return found if found.any() else None
 
 
 def _next_lumen(
@@ -328,7 +348,11 @@ def _take_off_central_gas(mask: np.ndarray, smooth: np.ndarray, pixel_mm: tuple[
         own = labels[box] == part
         area = float(own.sum()) * pixel_mm[0] * pixel_mm[1]
         off_middle = abs((box[1].start + box[1].stop) / 2 - mask.shape[1] / 2) * pixel_mm[1]
-        if area < 2 * TRACHEA_MM2[1] and off_middle < 50 and np.percentile(smooth[box][own], 25) < AIRWAY_BELOW_HU:
+        if (
+            area < 2 * TRACHEA_MM2[1]
+            and off_middle < TRACHEA_OFF_MIDDLE_MM
+            and np.percentile(smooth[box][own], 25) < AIRWAY_BELOW_HU
+        ):
             mask[box][own] = False
 
 
