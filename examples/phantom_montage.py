@@ -1,0 +1,108 @@
+"""Draw computational patients, their diseases and the Lungman-like phantom, beside real CT where it is at hand.
+
+    python examples/phantom_montage.py [FOLDER]
+
+writes patients.png, disease.png and, with $HARMONICT_DATA set, beside_ct.png to FOLDER (default: a temporary one).
+The blur and the noise are a plain Gaussian and ramp-coloured noise, as a look at the shapes needs; the scanner is in
+harmonict.simulate.scanner.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from harmonict.simulate.disease import EmphysemaSpec, NoduleSpec
+from harmonict.simulate.phantom import Patient, make_patient
+
+FOV_MM, PIXELS = 440.0, 512
+WINDOWS = {"lung": (-1350, 150), "soft": (-160, 240)}
+
+
+def look(patient: Patient, share: float, *, thickness_mm: float = 2.0, noise_hu: float = 10.0) -> np.ndarray:
+    """One slice at a share of the lung's height, averaged over its thickness, blurred and noisy like a B40 image."""
+    z = share * patient.lung_height_mm + np.arange(-thickness_mm / 2 + 0.25, thickness_mm / 2, 0.5)
+    thin = patient.slab(z, 0.5, shape=(PIXELS, PIXELS), fov_mm=FOV_MM, allow_crop=True)
+    pixel = FOV_MM / PIXELS
+    image = gaussian_filter(thin.hu120.mean(0), 0.6 / pixel)
+    f = np.hypot(np.fft.fftfreq(PIXELS)[:, None], np.fft.fftfreq(PIXELS)[None, :]) / pixel
+    white = np.random.default_rng([patient.seed, int(1000 * share)]).standard_normal(image.shape)
+    grain = np.fft.ifft2(np.fft.fft2(white) * f * np.exp(-((f / 0.28) ** 2))).real
+    return image + noise_hu * grain / grain.std()
+
+
+def draw(rows: list[list[np.ndarray]], titles: list[str], path: Path, zoom: float = 1.0) -> None:
+    """Rows of images, each row drawn twice: lung and soft-tissue window."""
+    fig, axes = plt.subplots(2 * len(rows), len(rows[0]), figsize=(3.2 * len(rows[0]), 6.0 * len(rows)), squeeze=False)
+    fig.subplots_adjust(0, 0, 1, 0.98, 0.01, 0.03)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            for k, (low, high) in enumerate(WINDOWS.values()):
+                axis = axes[2 * r + k, c]
+                axis.imshow(image, cmap="gray", vmin=low, vmax=high)
+                axis.axis("off")
+        axes[2 * r, 0].set_title(titles[r], fontsize=9, loc="left")
+    fig.savefig(path, dpi=70 * zoom)
+    plt.close(fig)
+    print(path)
+
+
+def real_slices(folder: Path) -> list[list[np.ndarray]]:
+    """Four slices of each public chest CT."""
+    import pydicom
+
+    rows = []
+    for name in ("LUNG1-001", "C3N-00249", "LIDC-IDRI-0314"):
+        files = [pydicom.dcmread(p) for p in sorted((folder / "ct" / name / "image").iterdir())]
+        files.sort(key=lambda f: float(f.ImagePositionPatient[2]))
+        row = []
+        for share in (0.3, 0.5, 0.7, 0.85):
+            f = files[int(share * len(files))]
+            row.append(f.pixel_array * float(f.RescaleSlope) + float(f.RescaleIntercept))
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="phantoms-"))
+    out.mkdir(parents=True, exist_ok=True)
+    shares = (0.1, 0.3, 0.45, 0.6, 0.75, 0.9)
+    patients = [make_patient(s) for s in (1, 2, 3, 4)] + [make_patient(5, kind="lungman")]
+    titles = [f"{p.name}, {p.sex}" for p in patients]
+    draw([[look(p, s) for s in shares] for p in patients], titles, out / "patients.png")
+    ill = [
+        ("healthy", {}),
+        ("mild, upper", {"emphysema": EmphysemaSpec(0.05)}),
+        ("moderate, upper", {"emphysema": EmphysemaSpec(0.15)}),
+        ("severe, diffuse, 10 mm holes", {"emphysema": EmphysemaSpec(0.30, "diffuse", 10.0)}),
+    ]
+    images, names = [], []
+    for name, disease in ill:
+        patient = make_patient(6, **disease)
+        images.append([look(patient, s, thickness_mm=1.0) for s in (0.45, 0.6, 0.75, 0.85)])
+        names.append(name)
+    kinds = [("solid", 0.0), ("solid", 0.9), ("part-solid", 0.5), ("ground-glass", 0.3)]
+    row = []
+    for density, rough in kinds:
+        patient = make_patient(6, nodules=[NoduleSpec(18.0, density, rough)])
+        (centre, _), *_ = patient.placed_nodules()
+        row.append(look(patient, centre[2] / patient.lung_height_mm, thickness_mm=1.0))
+    images.append(row)
+    names.append("nodules: solid smooth, solid spiculated, part-solid, ground-glass")
+    draw(images, names, out / "disease.png")
+    data = os.environ.get("HARMONICT_DATA")
+    if data:
+        rows = real_slices(Path(data))
+        rows += [[look(p, s) for s in (0.3, 0.5, 0.7, 0.85)] for p in patients[:3]]
+        draw(rows, ["LUNG1-001", "C3N-00249", "LIDC-IDRI-0314", *titles[:3]], out / "beside_ct.png")
+
+
+if __name__ == "__main__":
+    main()
