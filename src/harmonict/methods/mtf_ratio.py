@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 from scipy.fft import next_fast_len
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from harmonict.core import HarmonictError, ScanProtocol, Series
@@ -178,7 +179,9 @@ class MTFRatio(Harmonizer):
             response = tap_response(self.taps.numpy(), tuple(self.taps_pixel_mm.tolist()), fy, fx)
         else:
             frequency, gain = self.transfer(about)
-            response = np.interp(np.hypot(fy[:, None], fx[None, :]), frequency, gain)
+            # Smooth between samples: corners in the gain would leave ghosts 1 / step (50 mm) away.
+            radius = np.minimum(np.hypot(fy[:, None], fx[None, :]), frequency[-1])
+            response = PchipInterpolator(frequency, gain)(radius)
         filter_ = torch.from_numpy(response.astype(np.float32))
         out = torch.empty_like(x)
         for n in range(len(x)):  # one by one: the same numbers whatever the batch
