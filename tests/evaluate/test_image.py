@@ -92,6 +92,18 @@ def test_white_noise_has_its_variance_at_every_frequency():
     assert power[5:40].mean() == pytest.approx(power[-40:].mean(), rel=0.1)
 
 
+@pytest.mark.parametrize("shape", [(32, 40), (33, 41)])
+def test_the_radial_spectrum_is_the_ring_mean_of_the_whole_transform(shape):
+    image = np.random.default_rng(6).normal(0, 10, shape).cumsum(1)
+    pixel_mm = (0.8, 0.7)
+    window = np.outer(*(np.hanning(n + 1)[:n] for n in shape))
+    power = np.abs(np.fft.fft2(window * (image - image.mean()))) ** 2 / np.sum(window**2)
+    fy, fx = (np.fft.fftfreq(n, d) for n, d in zip(shape, pixel_mm, strict=True))
+    frequency, radial = radial_power_spectrum(image, pixel_mm=pixel_mm)
+    ring = np.rint(np.hypot(fy[:, None], fx) / frequency[0])
+    np.testing.assert_allclose(radial, [power[ring == n].mean() for n in range(1, len(frequency) + 1)])
+
+
 def test_doubled_noise_is_a_spectrum_error_of_six_decibels():
     noise = np.random.default_rng(4).normal(0, 100, (128, 128))
     assert spectrum_error_db(noise, 2 * noise) == pytest.approx(20 * np.log10(2), abs=1e-3)
