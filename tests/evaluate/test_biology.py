@@ -44,13 +44,13 @@ def test_labels_without_meaning_score_at_chance():
 def test_many_rois_of_a_patient_do_not_leak_into_the_score():
     # every patient is unmistakable and its label chance: a split inside patients would score near 1
     values = []
-    for s in range(20):
-        table, labels = trial(seed=s, signal=0.0, rois=6)
+    for s in range(10):
+        table, labels = trial(seed=s, signal=0.0, rois=4)
         names = [c for c in table if c.startswith("original")]
         own = np.random.default_rng(s).normal(0, 50, (24, len(names)))
         table[names] += own[table["patient"].str[1:].astype(int)]
-        values.append(auc(table, labels, repeats=2))
-    assert abs(np.mean(values) - 0.5) < 0.08
+        values.append(auc(table, labels, repeats=1))
+    assert abs(np.mean(values) - 0.5) < 0.1
 
 
 def test_a_flattening_harmonizer_agrees_perfectly_and_tells_nothing_apart():
