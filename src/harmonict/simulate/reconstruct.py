@@ -251,11 +251,13 @@ def _crop(spectrum: np.ndarray, factor: int) -> np.ndarray:
 
 
 # Noise that strengths 0 to 5 leave in flat regions, as a share of filtered back-projection's (an emulation: vendors'
-# scales run in steps of about a tenth to a 50-60 % reduction at the top).
-_NOISE_LEFT = (1.0, 0.88, 0.77, 0.66, 0.55, 0.44)
+# scales run in steps of about a tenth to a half at the top).
+_NOISE_LEFT = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 _UPDATES = 12
-# Pixel differences above this many SDs of the noise's own differences count as edges.
-_EDGE_SD = 3.0
+# The Fair potential turns from quadratic to linear around this many SDs of the noise's own pixel differences, and for
+# noise as large as that it pulls on average as a quadratic weaker by E[1 / (1 + |t| / 1.5)], t normal.
+_EDGE_SD = 1.5
+_FAIR_PULL = 0.694
 
 
 def iterate(hu: np.ndarray, raw: RampImage, kernel: Kernel, strength: float, *, aliasing: bool = True) -> np.ndarray:
@@ -266,8 +268,8 @@ def iterate(hu: np.ndarray, raw: RampImage, kernel: Kernel, strength: float, *, 
     and Rogers, IEEE TIP 5, 1996): one over sigma(x), the local noise from back-projected variances, in space, and one
     over the noise power spectrum |f| H(f)^2, aliased as the image is, in frequency. Low frequencies are known best and
     keep their noise, so what remains is blotchy, as in real iterative images. psi is the Fair potential, quadratic for
-    noise and linear for edges. beta is set so that noise in flat regions falls to `_NOISE_LEFT[strength]` of FBP's,
-    before the edges in the noise itself (psi's linear part) take some of that back.
+    noise and linear for edges. beta is set so that noise in flat regions falls to about `_NOISE_LEFT[strength]` of
+    FBP's. Edges of low contrast lose sharpness with strength, high ones do not, as on real scanners.
 
     hu: (y, x) the FBP on the grid with its margin. Solved by `_UPDATES` majorise-minimise steps, each one FFT pair.
     """
@@ -342,7 +344,7 @@ def _image_model(
     bottom, top = -12.0, 12.0
     for _ in range(40):
         middle = (bottom + top) / 2
-        left = np.sqrt((power * count * (weight / (weight + np.exp(middle) * rough)) ** 2).sum() / size**2)
+        left = np.sqrt((power * count * (weight / (weight + _FAIR_PULL * np.exp(middle) * rough)) ** 2).sum() / size**2)
         bottom, top = (middle, top) if left > target else (bottom, middle)
     return weight, rough.astype(np.float32), float(np.exp(middle)), float(_EDGE_SD * difference)
 
