@@ -55,6 +55,7 @@ class Anatomy:
     chambers: np.ndarray
     fissures: np.ndarray
     values: dict[str, np.ndarray]
+    turn_deg: float  # how far the patient lies rolled to the left
     trees: dict[str, np.ndarray] = field(default_factory=dict)
     nodules: list[PlacedNodule] = field(default_factory=list)
     emphysema_scale: float = 0.0
@@ -82,10 +83,16 @@ def build(patient: Patient) -> Anatomy:
     tubes, heart, chambers = _mediastinum(patient, rng)
     anatomy = Anatomy(
         patient, shapes.noise_cube(), frames, jitter, ribs, rib_z, rib_fade, vertebrae, 0.0, tubes, heart, chambers,
-        _fissures(patient, rng), _values(patient),
+        _fissures(patient, rng), _values(patient), 0.5 * round(2 * float(np.clip(rng.normal(0, 2.2), -5, 5))),
     )  # fmt: skip
     anatomy.back_mm = _back(anatomy)
     tubes |= _bones(anatomy, rng)
+    bins = round(anatomy.turn_deg / 360.0 * BINS)
+    anatomy.rib_z, anatomy.rib_fade = np.roll(rib_z, bins, 1), np.roll(rib_fade, bins, 1)
+    for name in tubes:
+        tubes[name] = turn_points(tubes[name], (0, 4), anatomy.turn_deg)
+    anatomy.heart = turn_points(heart, (0, 3, 6, 9), anatomy.turn_deg)
+    anatomy.chambers = turn_points(chambers, (0, 3, 6, 9), anatomy.turn_deg)
     coarse = _coarse_lung(anatomy)
     anatomy.nodules = _place_nodules(patient, np.random.default_rng(streams[1]), coarse)
     anatomy.trees = _trees(anatomy, np.random.default_rng(streams[2]), coarse)
@@ -96,6 +103,22 @@ def build(patient: Patient) -> Anatomy:
         noise = [shapes.sample_noise(anatomy.cube, frames[name], points) for name in ("hole", "hole_fine")]
         anatomy.hole_levels = np.sort(shapes.HOLE_MIX[0] * noise[0] + shapes.HOLE_MIX[1] * noise[1])
     return anatomy
+
+
+def turn_points(rows: np.ndarray, at: tuple[int, ...], angle_deg: float) -> np.ndarray:
+    """A copy with the (x, y) pairs that start at the columns `at` turned about the centre, front to left."""
+    c, s = np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))
+    out = rows.copy()
+    for a in at:
+        out[:, a] = c * rows[:, a] - s * rows[:, a + 1]
+        out[:, a + 1] = s * rows[:, a] + c * rows[:, a + 1]
+    return out
+
+
+def spine_xy(anatomy: Anatomy, z: float) -> tuple[float, float]:
+    """Centre of the vertebral bodies in the slice, with the patient's turn."""
+    y, turn = spine_y(anatomy.patient, z), np.deg2rad(anatomy.turn_deg)
+    return -y * float(np.sin(turn)), y * float(np.cos(turn))
 
 
 def _values(patient: Patient) -> dict[str, np.ndarray]:
@@ -177,7 +200,7 @@ def outline(anatomy: Anatomy, z: float) -> np.ndarray:
     step = 2 * np.pi / BINS
     tilt = np.gradient(np.concatenate([cage[-2:], cage, cage[:2]]), step)[2:-2] / cage
     g = np.maximum(1.0 / np.sqrt(1.0 + tilt**2), 0.72)  # the dip is steep: there depth is counted half along the radius
-    m = p.muscle
+    m = p.muscle * (1.0 + 0.012 * anatomy.turn_deg * SIDE * np.abs(np.sin(np.deg2rad(ALPHA))))
     layer = 9.5
 
     def at(points: tuple[float, ...], values: tuple[float, ...]) -> float:
@@ -197,7 +220,7 @@ def outline(anatomy: Anatomy, z: float) -> np.ndarray:
     rectus = m * at((-0.1, 0.2, 0.32), (9, 8, 0)) * _bump(16, 15)
     tier2 = np.maximum.reduce([pec, latissimus, infraspinatus, oblique, sheet, rectus])
     trapezius = m * at((0.2, 0.4, 0.7, 1.0), (0, 5, 8, 14)) * _bump(165, 26)
-    gap = 0.5 + 0.05 * p.fat_mm
+    gap = 0.4 + 0.045 * p.fat_mm
     a1 = layer + gap + np.zeros(BINS)
     b1 = a1 + tier1
     a2 = b1 + gap + at((0.5, 0.68, 0.85, 1.0), (0, 1, 6, 4)) * _bump(88, 24)
@@ -231,6 +254,9 @@ def outline(anatomy: Anatomy, z: float) -> np.ndarray:
     bulge = p.breast_mm * at((0.22, 0.32, 0.42, 0.55, 0.68), (0.15, 0.75, 1.0, 0.75, 0.1))
     skin = skin + bulge * np.exp(-(np.abs((ALPHA - 42.0) / 27.0) ** 2.6))
     skin = gaussian_filter1d(skin, 6.0, mode="wrap") * (1.0 + 0.6 * anatomy.jitter)
+    cage, g, a1, b1, a2, b2, a3, b3, skin = np.roll(
+        np.stack([cage, g, a1, b1, a2, b2, a3, b3, skin]), round(anatomy.turn_deg / 360.0 * BINS), 1
+    )
     if anatomy.back_mm:  # the back rests on the table
         below = np.cos(np.deg2rad(180.0 - ALPHA))
         limit = np.where(below > 0.05, anatomy.back_mm / np.maximum(below, 0.05), 1e4)
@@ -528,14 +554,14 @@ def distances(
     bulge = 2.5 * texture(anatomy, "lung_coarse", x, y, z)
     heart = heart + 0.6 * bulge
     shapes.smooth_min(middle, heart - 2.0 - p.fat_mm * 0.2 - 1.4 * bulge, 9.0)
-    ys = spine_y(p, z)
-    spine = np.hypot(x[None, :] / 1.12, y[:, None] - ys - 2.0) - 18.5
+    xs, ys = spine_xy(anatomy, z)
+    spine = np.hypot((x[None, :] - xs) / 1.12, y[:, None] - ys - 2.0) - 18.5
     shapes.smooth_min(middle, spine, 14.0)
     # the plate of fat between the lungs, thin in front of the heart and aorta
     half = float(np.interp(t, (0.2, 0.45, 0.6, 0.75, 0.88, 1.0), (9.0, 6.0, 9.0, 17.0, 22.0, 27.0)))
     front = -0.9 * p.depth_front_mm
     narrow = np.clip((y[:, None] - front) / (0.5 * p.depth_front_mm), 0.0, 1.0)
-    plate = np.abs(x[None, :] - 4.0) - half * (0.25 + 0.75 * narrow)
+    plate = np.abs(x[None, :] - 4.0 + np.sin(np.deg2rad(anatomy.turn_deg)) * y[:, None]) - half * (0.25 + 0.75 * narrow)
     plate = np.maximum(plate, y[:, None] - ys)
     shapes.smooth_min(middle, plate, 12.0)
     height, factor = _dome(anatomy, x, y)

@@ -236,7 +236,7 @@ def paint_wall(image, d_cage, x, y, z, w, radial, ribs, rib_z, rib_fade, values,
     ribs (m, 6): side (+1 left), half thickness, half height, angle where cartilage starts, shell mm, depth.
     rib_z, rib_fade (m, n): height of the rib's axis at each angle and whether it is there (0 to 1).
     values (10, 3): skin, fat, muscle, cortex, spongiosa, cartilage, gland, inner (cavity), intercostal fat, unused.
-    numbers: skin mm, rib layer mm, marbling, muscle roughness mm, gland share, spongiosa contrast.
+    numbers: skin mm, rib layer mm, marbling, muscle roughness mm, gland share, spongiosa contrast, turn (degrees).
     breasts (k, 5): x, y, z of the gland's centre, half width, half height.
     """
     n = radial.shape[1]
@@ -289,7 +289,7 @@ def paint_wall(image, d_cage, x, y, z, w, radial, ribs, rib_z, rib_fade, values,
             d_cage[i, j] = q + 0.7 * coarse
             if q > 110.0:
                 continue
-            qn = q + rough * coarse
+            qn = q + 0.35 * rough * coarse + rough * _noise(cube, frames[2], px, py, z)
             # muscles: tiers with fat planes between, streaked with fat
             for t in range(3):
                 lo, hi = _look(radial[2 + 2 * t], a), _look(radial[3 + 2 * t], a)
@@ -336,7 +336,7 @@ def paint_wall(image, d_cage, x, y, z, w, radial, ribs, rib_z, rib_fade, values,
                     m = _cover(d, w)
                     if m <= 0.0:
                         continue
-                    front = abs(a / n * 360.0 - 180.0) < ribs[r, 3]
+                    front = abs(a / n * 360.0 - 180.0 - numbers[6]) < ribs[r, 3]
                     if front:
                         _put(image, i, j, m, values[5, 0] + 12.0 * fine, values[5, 1], values[5, 2])
                         m *= 0.0
@@ -480,7 +480,7 @@ def grow_tree(points, root, branch, power, terminal_mm):
         chosen = order[lo:hi].copy()
         for k in range(size):
             order[lo + k] = chosen[rank[k]]
-        cut = int(size * (0.28 + 0.44 * u))
+        cut = int(size * (0.16 + 0.36 * u))
         cut = lo + min(max(cut, 1), size - 1)
         for a, b in ((lo, cut), (cut, hi)):
             stack[top, 0], stack[top, 1] = a, b

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from harmonict.simulate import shapes
-from harmonict.simulate.anatomy import BINS, Anatomy, PlacedNodule, cage_table, distances, outline, spine_y, texture
+from harmonict.simulate.anatomy import (
+    BINS,
+    Anatomy,
+    PlacedNodule,
+    cage_table,
+    distances,
+    outline,
+    spine_xy,
+    spine_y,
+    texture,
+    turn_points,
+)
 from harmonict.simulate.disease import emphysema_weight
 
 
@@ -35,10 +46,12 @@ def render(
     wall = np.stack(
         [v["skin"], v["fat"], v["muscle"], v["cortex"], bone, v["cartilage"], v["gland"], v["fat"], v["fat"], v["fat"]]
     )
-    numbers = np.array([0.1 if lungman else p.skin_mm, 9.5, 0.0 if lungman else p.marbling, 1.1, p.gland, 0.12])
+    numbers = np.array(
+        [0.1 if lungman else p.skin_mm, 9.5, 0.0 if lungman else p.marbling, 1.7, p.gland, 0.12, anatomy.turn_deg]
+    )
     side = np.array([[-1.0], [1.0]])
     row = np.array([[0.42 * p.half_width_mm + 30, -p.depth_front_mm * 0.85 - 22, 0.42 * p.lung_height_mm, 62.0, 58.0]])
-    breasts = np.repeat(row, 2, 0) * np.where(np.arange(5) == 0, side, 1.0)
+    breasts = turn_points(np.repeat(row, 2, 0) * np.where(np.arange(5) == 0, side, 1.0), (0,), anatomy.turn_deg)
     if p.breast_mm < 12 or lungman:
         breasts = breasts[:0]
     shown = np.abs(anatomy.rib_z - z).min(1) < 25.0
@@ -215,14 +228,14 @@ def _lay(image: np.ndarray, rows: slice, columns: slice, distance: np.ndarray, w
 
 
 def _spine(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: float, w: float) -> None:
-    p, v = anatomy.patient, anatomy.values
+    v = anatomy.values
     n = int(np.argmin(np.abs(anatomy.vertebrae[:, 0] - z)))
     zc, pitch = anatomy.vertebrae[n]
     if abs(z - zc) > pitch:
         zc = z
-    ys = spine_y(p, z)
-    rows, columns = _crop(x, y, (-34.0, 34.0, ys - 30.0, ys + 40.0))
-    px, py = x[columns][None, :], y[rows][:, None] - ys
+    xs, ys = spine_xy(anatomy, z)
+    rows, columns = _crop(x, y, (xs - 34.0, xs + 34.0, ys - 30.0, ys + 40.0))
+    px, py = x[columns][None, :] - xs, y[rows][:, None] - ys
     a, b = 15.5 + 0.35 * n, 12.5 + 0.25 * n
     half = pitch / 2 - 2.4
     rim = 1.0 + 0.09 * ((z - zc) / half) ** 2  # the waist of the body
@@ -249,11 +262,14 @@ def _sternum(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray, 
     t = z / p.lung_height_mm
     if not 0.30 < t < 0.90:
         return
-    yc = -cage_table(anatomy, z)[0][BINS // 2] - 7.5
+    turn = np.deg2rad(anatomy.turn_deg)
+    ahead = cage_table(anatomy, z)[0][BINS // 2] + 7.5
+    xc, yc = ahead * np.sin(turn), -ahead * np.cos(turn)
     a = float(np.interp(t, (0.30, 0.36, 0.42, 0.6, 0.70, 0.74, 0.80, 0.88, 0.90), (4, 8, 17, 16, 14, 20, 29, 27, 20)))
     b = float(np.interp(t, (0.30, 0.36, 0.6, 0.72, 0.8, 0.9), (2.5, 4.5, 5.2, 6.2, 7.0, 7.0)))
-    rows, columns = _crop(x, y, (-42.0, 42.0, yc - 20.0, yc + 20.0))
-    px, py = x[columns][None, :], y[rows][:, None] - yc - 0.004 * x[columns][None, :] ** 2
+    rows, columns = _crop(x, y, (xc - 42.0, xc + 42.0, yc - 22.0, yc + 22.0))
+    px, py = x[columns][None, :] - xc, y[rows][:, None] - yc - 0.004 * (x[columns][None, :] - xc) ** 2
+    py = py - np.tan(np.deg2rad(anatomy.turn_deg)) * px
     d = ((np.abs(px / a) ** 3 + np.abs(py / b) ** 3) ** (1 / 3) - 1.0) * b
     gap = abs(t - 0.725) < 0.008  # the joint of manubrium and body
     _lay(image, rows, columns, d, w, v["cartilage"] if gap else v["cortex"])
@@ -275,13 +291,14 @@ def _scapulae(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray,
     inner = np.zeros_like(cover)
     for side in (-1.0, 1.0):
         angle = np.linspace(medial, lateral, 7)
-        k = ((180.0 + side * angle) / 360.0 * BINS) % BINS
+        where = side * angle + anatomy.turn_deg
+        k = ((180.0 + where) / 360.0 * BINS) % BINS
         bins = np.arange(BINS)
         radius = np.interp(k, bins, table[0]) + (np.interp(k, bins, table[3]) + 1.5) / np.interp(k, bins, table[1])
         if t > 0.8:  # the glenoid stands further out
             radius[-2:] += np.array([3.0, 8.0]) * (t - 0.8) / 0.2 * 2
         radius = radius + p.muscle * np.linspace(-4.0, 13.0, 7) * float(np.interp(t, (0.47, 0.7), (0.3, 1.0)))
-        px, py = side * radius * np.sin(np.deg2rad(angle)), -radius * np.cos(np.deg2rad(angle))
+        px, py = radius * np.sin(np.deg2rad(where)), -radius * np.cos(np.deg2rad(where))
         thick = np.interp(np.linspace(0, 1, 7), (0, 0.12, 0.4, 0.75, 1.0), (2.2, 1.5, 1.2, 2.2, 4.2))
         thick = thick * float(np.interp(t, (0.47, 0.52, 0.9), (0.5, 1.0, 1.25)))
         parts = [[px[i], py[i], z, thick[i], px[i + 1], py[i + 1], z, thick[i + 1]] for i in range(6)]
