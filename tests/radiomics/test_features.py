@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from harmonict.core import HarmonictError
-from harmonict.radiomics import FeatureSettings, extract_features
+from harmonict.radiomics import FeatureSettings, extract_features, ibsi_features
 from harmonict.radiomics.features import FAMILIES
 
 ISOTROPIC = (1.0, 1.0, 1.0)
@@ -201,6 +201,25 @@ def test_two_voxels_without_a_common_line_are_refused_by_the_families_that_need_
 def test_settings_that_cannot_be_are_refused_when_they_are_made(settings):
     with pytest.raises(HarmonictError):
         FeatureSettings(**settings)
+
+
+def test_small_random_rois_give_finite_numbers_or_a_refusal_in_words():
+    rng = np.random.default_rng(12)
+    given = refused = 0
+    for k in range(150):
+        shape = rng.integers(1, 6, 3)
+        mask = rng.random(shape) < rng.choice([0.15, 0.4, 0.8, 1.0])
+        hu = np.round(rng.normal(0, rng.choice([0, 1, 300]), shape))
+        settings = FeatureSettings(dimension=("2D", "3D")[k % 2], bin_count=(None, 8)[k % 3 == 0])
+        for function in (extract_features, ibsi_features):
+            try:
+                found = function(hu, mask, (2.0, 1.0, 0.5), settings)
+            except HarmonictError:
+                refused += 1
+                continue
+            given += 1
+            assert all(np.isfinite(v) for v in found.values())
+    assert given > 200 and refused > 20
 
 
 def test_radiomics_imports_no_torch():

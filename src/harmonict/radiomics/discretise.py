@@ -36,14 +36,20 @@ def check_roi(hu: np.ndarray, mask: np.ndarray, name: str = "ROI") -> np.ndarray
     return mask
 
 
+def bounding_box(mask: np.ndarray) -> list[tuple[int, int]]:
+    """First index and one past the last of the mask's voxels along each axis."""
+    bounds = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        where = np.flatnonzero(mask.any(axis=others))
+        bounds.append((int(where[0]), int(where[-1]) + 1))
+    return bounds
+
+
 def crop_to_mask(hu: np.ndarray, mask: np.ndarray, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Views of image and mask (z, y, x) around the mask's bounding box, `margin` voxels wider within the image."""
-    slices = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        where = np.flatnonzero(mask.any(axis=others))
-        slices.append(slice(max(int(where[0]) - margin, 0), int(where[-1]) + 1 + margin))
-    return hu[tuple(slices)], mask[tuple(slices)]
+    box = tuple(slice(max(lo - margin, 0), hi + margin) for lo, hi in bounding_box(mask))
+    return hu[box], mask[box]
 
 
 def _axis_positions(count: int, spacing: float, new_spacing: float, lo: int, hi: int) -> np.ndarray:
@@ -76,11 +82,9 @@ def resample(
     target = (new_z, new_y, new_x)
     vanished = f"the ROI vanishes when resampled to {target} mm: take a smaller spacing or leave such small ROIs out"
     positions, crop = [], []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        where = np.flatnonzero(mask.any(axis=others))
+    for axis, (first_inside, after) in enumerate(bounding_box(mask)):
         reach = int(np.ceil(margin * target[axis] / spacing_mm[axis])) + 1
-        lo, hi = max(int(where[0]) - reach, 0), min(int(where[-1]) + 1 + reach, hu.shape[axis])
+        lo, hi = max(first_inside - reach, 0), min(after + reach, hu.shape[axis])
         position = _axis_positions(hu.shape[axis], spacing_mm[axis], target[axis], lo, hi)
         if not len(position):
             raise HarmonictError(vanished)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from harmonict.core import HarmonictError
 from harmonict.radiomics.discretise import (
+    MAX_BINS,
     bins_by_count,
     bins_by_width,
     check_roi,
@@ -16,7 +18,7 @@ from harmonict.radiomics.discretise import (
     resample,
     resegment,
 )
-from harmonict.radiomics.filters import filtered_images
+from harmonict.radiomics.filters import MARGIN_SIGMAS, WAVELET_MARGIN, filtered_images
 from harmonict.radiomics.formulas import (
     GLCM_NAMES,
     SIZE_NAMES,
@@ -190,12 +192,14 @@ def discretise(values: np.ndarray, settings: FeatureSettings, start: float | Non
         raise HarmonictError(
             "without a bin width or number of bins the HU must be whole numbers from 1: give a bin width"
         )
-    if levels.max() > 10_000:
-        raise HarmonictError(f"{levels.max()} grey levels, at most 10,000 are allowed: give a bin width")
+    if levels.max() > MAX_BINS:
+        raise HarmonictError(f"{levels.max()} grey levels, at most {MAX_BINS:,} are allowed: give a bin width")
     return levels
 
 
-def first_order(values: np.ndarray, levels: np.ndarray, voxel_mm3: float, energy_shift_hu: float = 0.0) -> dict:
+def first_order(
+    values: np.ndarray, levels: np.ndarray, voxel_mm3: float, energy_shift_hu: float = 0.0
+) -> dict[str, float]:
     """PyRadiomics' 18 first-order features of the ROI's values (1-D) and their grey levels. Kurtosis is not excess."""
     x = values.astype(np.float64)
     p10, p25, median, p75, p90 = np.percentile(x, (10, 25, 50, 75, 90))
@@ -237,9 +241,10 @@ def _glcm(levels: Levels, settings: FeatureSettings) -> dict[str, float]:
         )
     offsets = np.concatenate([directions(settings.dimension, d) for d in settings.distances])
     at_once = max(1, int(GLCM_BYTES // (8 * n * n)))
+    parts: Iterable[np.ndarray]
     parts = (glcm_matrices(levels, offsets[k : k + at_once]) for k in range(0, len(offsets), at_once))
     if settings.merge_directions:
-        parts = iter([sum(part.sum(axis=0, keepdims=True) for part in parts)])
+        parts = [np.sum([part.sum(axis=0) for part in parts], axis=0)[None]]
     rows = []
     for part in parts:
         counts = part[part.any(axis=(1, 2))]
@@ -317,7 +322,7 @@ def extract_features(
         raise HarmonictError(f"voxel spacing must be three numbers above 0 mm (z, y, x), got {spacing_mm}")
     if settings.resample_mm is not None:
         hu, mask, spacing = resample(
-            hu, mask, spacing, settings.resample_mm, order=settings.resample_order, margin=_reach(settings)
+            hu, mask, spacing, settings.resample_mm, order=settings.resample_order, margin=_reach(settings, spacing)
         )
     out: dict[str, float] = {}
     _enough(mask)
@@ -357,9 +362,8 @@ def _enough(mask: np.ndarray) -> None:
         raise HarmonictError("the ROI holds one voxel: texture and shape need at least 2, take a larger ROI")
 
 
-def _reach(settings: FeatureSettings) -> int:
+def _reach(settings: FeatureSettings, spacing_mm: tuple[float, ...]) -> int:
     """New voxels around a resampled ROI that the filters look at."""
-    if settings.filters == ("Original",):
-        return 0
-    finest = min(s for s in settings.resample_mm or (1.0,) if s > 0) if any(settings.resample_mm or ()) else 1.0
-    return max(16, int(np.ceil(16 * max(settings.log_sigma_mm, default=0.0) / finest)))
+    sigma = max(settings.log_sigma_mm, default=0.0) if "LoG" in settings.filters else 0.0
+    finest = min(n if n > 0 else s for n, s in zip(settings.resample_mm or (), spacing_mm, strict=True))
+    return max(WAVELET_MARGIN if "Wavelet" in settings.filters else 0, int(np.ceil(MARGIN_SIGMAS * sigma / finest)))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from harmonict.core import HarmonictError
+from harmonict.radiomics.discretise import bounding_box
 from harmonict.radiomics.jit import compiled
 
 # Farnebäck and Westin, "Improving Deriche-style recursive Gaussian filters" (J. Math. Imaging Vis. 26, 2006): the
@@ -159,16 +160,6 @@ def laplacian_of_gaussian(image: np.ndarray, spacing_mm: tuple[float, float, flo
     return total
 
 
-def _box(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Bounds (first, last + 1) of the mask along each axis."""
-    bounds = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        where = np.flatnonzero(mask.any(axis=others))
-        bounds.append((int(where[0]), int(where[-1]) + 1))
-    return bounds
-
-
 def _log_crop(
     hu: np.ndarray, box: list[tuple[int, int]], spacing_mm: tuple[float, float, float], sigma_mm: float
 ) -> np.ndarray:
@@ -222,7 +213,7 @@ def filtered_images(
     `in_plane`, z; letters of the name in the order x, y, z, `L` low and `H` high.
     Original and wavelet images are float64, LoG images float32 as ITK makes them.
     """
-    box = _box(mask)
+    box = bounding_box(mask)
     if "Original" in filters:
         yield "original", hu[tuple(slice(lo, hi) for lo, hi in box)].astype(np.float64)
     if "LoG" in filters:

@@ -150,7 +150,9 @@ def maximal_correlation(counts: np.ndarray) -> np.ndarray:
     return np.where(total > 0, eigen[:, -2], np.nan)
 
 
-def size_features(counts: np.ndarray, levels: np.ndarray, sizes: np.ndarray, voxels: np.ndarray | None = None):
+def size_features(
+    counts: np.ndarray, levels: np.ndarray, sizes: np.ndarray, voxels: np.ndarray | None = None
+) -> np.ndarray:
     """(k, 17) features, columns SIZE_NAMES, of counts (k, n, m) over grey level and run length, zone size, zone
     distance or dependence (IBSI 3.7 to 3.9, 3.11).
 

@@ -57,6 +57,8 @@ def morphology(hu: np.ndarray, mask: np.ndarray, intensity_mask: np.ndarray, spa
     lo, hi = where.min(axis=0), where.max(axis=0) + 1
     small = mask[tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))]
     area, volume = mesh_area_volume(small, spacing_mm)
+    if volume <= 0:
+        raise HarmonictError("the ROI is so scattered that its surface encloses no volume: take a larger ROI")
     inside = np.argwhere(intensity_mask)
     values = hu[intensity_mask].astype(np.float64)
     sphere = (36 * np.pi * volume**2) ** (1 / 3)  # surface of the sphere of this volume
@@ -65,7 +67,7 @@ def morphology(hu: np.ndarray, mask: np.ndarray, intensity_mask: np.ndarray, spa
     major, minor, least = axis_lengths(where * spacing) * np.sqrt(len(where) / (len(where) - 1))
     edges = (hi - lo) * spacing
     hull = ConvexHull(mesh_points(small) * spacing / 2)
-    ellipsoid = 4 / 3 * np.pi * major * minor * least / 8
+    ellipsoid = 4 / 3 * np.pi * major * minor * least / 8  # 0 for a flat ROI, whose densities are given as 0
     moran, geary = spatial_autocorrelation(values, inside, spacing)
     return {
         "morph_volume": volume,
@@ -87,7 +89,7 @@ def morphology(hu: np.ndarray, mask: np.ndarray, intensity_mask: np.ndarray, spa
         "morph_vol_dens_aabb": volume / edges.prod(),
         "morph_area_dens_aabb": area / (2 * (edges * np.roll(edges, 1)).sum()),
         "morph_vol_dens_aee": volume / ellipsoid if ellipsoid else 0.0,
-        "morph_area_dens_aee": area / _ellipsoid_area(major / 2, minor / 2, least / 2),
+        "morph_area_dens_aee": area / _ellipsoid_area(major / 2, minor / 2, least / 2) if ellipsoid else 0.0,
         "morph_vol_dens_conv_hull": volume / hull.volume,
         "morph_area_dens_conv_hull": area / hull.area,
         "morph_integ_int": float(values.mean() * volume),
@@ -257,6 +259,10 @@ def _glcm_glrlm(image: np.ndarray, ng: int, dimensions: tuple[str, ...], distanc
 
     def put(suffix: str, glcm_rows: np.ndarray, glrlm_rows: np.ndarray) -> None:
         glcm, glrlm = mean_rows(glcm_rows), mean_rows(glrlm_rows)
+        if np.isnan(glcm[0]):
+            raise HarmonictError(
+                f"no two voxels of the ROI are neighbours at distance {distance}: the GLCM is empty; take a larger ROI"
+            )
         out.update({f"cm_{k}_d{distance}{suffix}": v for k, v in zip(GLCM_NAMES, glcm, strict=True)})
         out.update({f"rlm_{k}{suffix}": v for k, v in zip(SIZE_TAGS["rlm"].split(), glrlm, strict=False)})
 
@@ -339,7 +345,9 @@ def ibsi_features(
 
     hu: (z, y, x). mask: (z, y, x), bool or 0 / 1. spacing_mm: (z, y, x). dimensions: of "2D", "2.5D", "3D"; None: "2D"
     and "2.5D" where settings.dimension is "2D", else "3D". The order is IBSI's: resample, round to whole HU,
-    resegment, discretise. Morphology uses the mask before resegmentation.
+    resegment, discretise. Morphology uses the mask before resegmentation. Of the settings, `families`, `filters` and
+    `merge_directions` are not used: all families of the unfiltered image come, merged and averaged; the GLCM looks
+    `distances[0]` steps along each direction.
 
     Raises HarmonictError as `extract_features` does.
     """

@@ -133,7 +133,8 @@ def _row_ends(points: np.ndarray) -> np.ndarray:
     return points[keep]
 
 
-def _farthest(points_mm: np.ndarray) -> float:
+def farthest(points_mm: np.ndarray) -> float:
+    """Largest distance of any two points (n, d)."""
     best = 0.0
     for k in range(0, len(points_mm), 512):
         part = points_mm[k : k + 512]
@@ -162,6 +163,6 @@ def mesh_diameters(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> 
         ends = _row_ends(points[:, [axis, *others]])
         best = 0.0
         for plane in np.split(ends, np.flatnonzero(np.diff(ends[:, 0])) + 1):
-            best = max(best, _farthest(plane[:, 1:] * spacing[others]))
+            best = max(best, farthest(plane[:, 1:] * spacing[others]))
         planar.append(best)
-    return (planar[0], planar[1], planar[2], _farthest(hull_points(_row_ends(points) * spacing)))
+    return (planar[0], planar[1], planar[2], farthest(hull_points(_row_ends(points) * spacing)))

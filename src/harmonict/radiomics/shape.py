@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harmonict.radiomics.discretise import crop_to_mask
-from harmonict.radiomics.mesh import _farthest, mesh_area_volume, mesh_diameters
+from harmonict.radiomics.mesh import farthest, mesh_area_volume, mesh_diameters
 
 Spacing = tuple[float, float, float]
 
@@ -32,7 +32,7 @@ def shape_features(mask: np.ndarray, spacing_mm: Spacing, dimension: str = "3D")
         "shape_MeshVolume": volume,
         "shape_VoxelVolume": float(mask.sum() * np.prod(spacing_mm)),
         "shape_SurfaceArea": area,
-        "shape_SurfaceVolumeRatio": area / volume,
+        "shape_SurfaceVolumeRatio": area / volume if volume else 0.0,  # a mesh pinched everywhere may enclose nothing
         "shape_Sphericity": (36 * np.pi * volume**2) ** (1 / 3) / area,
         "shape_Maximum3DDiameter": anywhere,
         "shape_Maximum2DDiameterSlice": in_slice,
@@ -61,7 +61,7 @@ def _shape_2d(mask: np.ndarray, spacing_mm: tuple[float, float]) -> dict[str, fl
     surface = float(np.where(crossed, 1 / 4, share).sum() * dy * dx)
     ys = np.argwhere(np.diff(inside, axis=0) != 0) + (0.5, 0.0)
     xs = np.argwhere(np.diff(inside, axis=1) != 0) + (0.0, 0.5)
-    diameter = _farthest(np.concatenate([ys, xs]) * (dy, dx))
+    diameter = farthest(np.concatenate([ys, xs]) * (dy, dx))
     major, minor = axis_lengths(np.argwhere(mask) * np.array([dy, dx]))
     return {
         "shape2D_MeshSurface": surface,
