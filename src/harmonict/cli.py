@@ -251,11 +251,8 @@ def evaluate(
     if as_json:
         _print_json(table)
         return
-    shown = table[table["slice"].isin(["mean", "sd"])]
-    shown_columns = ["images", "region", "slice", *_QUALITY_COLUMNS]
-    if table["series"].nunique() > 1:
-        shown_columns.insert(1, "series")
-    _print_table(shown, shown_columns)
+    several = table["series"].nunique() > len(images)
+    _print_table(_mean_and_sd(table, several), ["images", "region", *_QUALITY_COLUMNS.values()])
     print(f"HU clipped to [{limits[0]:g}, {limits[1]:g}], peak {limits[1] - limits[0]:g}; body of the reference")
 
 
@@ -346,7 +343,15 @@ _HARMONIZE_COLUMNS = {
     "mean_change_hu": "mean change HU",
     "clipped_voxels": "clipped",
 }
-_QUALITY_COLUMNS = ("psnr_db", "ssim", "nrmse", "ncc", "mae_hu", "bias_hu", "spectrum_error_db")
+_QUALITY_COLUMNS = {
+    "psnr_db": "PSNR dB",
+    "ssim": "SSIM",
+    "nrmse": "NRMSE",
+    "ncc": "NCC",
+    "mae_hu": "MAE HU",
+    "bias_hu": "bias HU",
+    "spectrum_error_db": "spectrum dB",
+}
 
 
 def _model(
@@ -401,6 +406,28 @@ def _read_all(path: Path, *, slicewise: bool, spacing_mm: float | None) -> list[
         reasons = "; ".join(sorted({left.reason for left in inventory.left_out})[:3])
         raise HarmonictError(f"no CT series in {path}" + (f": {reasons}" if reasons else ""))
     return [found.read(spacing_mm=_both(spacing_mm)) for found in inventory.found]
+
+
+def _mean_and_sd(table: pd.DataFrame, several: bool) -> pd.DataFrame:
+    """One row for each image and region: "mean ± SD" over slices."""
+    import pandas as pd
+
+    rows = []
+    for (images, series, region), part in table.groupby(["images", "series", "region"], sort=False):
+        mean, sd = (part[part["slice"] == name].iloc[0] for name in ("mean", "sd"))
+        name = f"{_tail(images)} {series}" if several else _tail(images)
+        row = {"images": name, "region": region}
+        for column, title in _QUALITY_COLUMNS.items():
+            digits = 4 if column in ("ssim", "nrmse", "ncc") else 2
+            spread = f" ± {sd[column]:.{digits}f}" if sd[column] == sd[column] else ""
+            row[title] = f"{mean[column]:.{digits}f}{spread}" if mean[column] == mean[column] else None
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _tail(path: str) -> str:
+    """The last two parts of a path."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def _settings(pairs: list[str] | None) -> dict[str, str]:

@@ -57,7 +57,7 @@ def harmonize_cohort(
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """Harmonize every series below `path` into `out`; returns the cohort table that `out/cohort.csv` holds.
+    """Harmonize every series below `path`, or of a cohort table, into `out`; returns what `out/cohort.csv` holds.
 
     One row a series: what was measured before and after, state "done", "failed" or "left_out", and the reason. A series
     that an earlier run finished with the same model is not done again. masks: RTSTRUCT and SEG files or folders of them
@@ -126,11 +126,11 @@ def harmonize_one(task: Task) -> dict[str, Any]:
     if task.found.format == "dicom":
         derivation = derivation_of(model, about)
         uid = derived_series_uid(series, derivation)
-        folder = task.out / _safe(series.patient) / uid
+        folder = task.out / _safe(series.patient) / f"{_safe(series.protocol.kernel or 'series')}-{uid[-8:]}"
         report = write_series(result, folder, derivation)
         row |= {"path": str(folder), "series": uid, "format": "dicom", "clipped_voxels": report.clipped_voxels}
         if task.masks:
-            written = write_masks(task.masks, series, folder, folder.parent / f"{uid}-masks")
+            written = write_masks(task.masks, series, folder, folder.with_name(f"{folder.name}-masks"))
             row["masks"] = ";".join(str(f) for f in written)
     else:
         target = volume_place(task.found.paths[0], task.root, task.out)
@@ -157,9 +157,7 @@ def target_label(target: ScanProtocol) -> str:
 
 def volume_place(source: Path, root: Path, out: Path) -> Path:
     """Where the result of a NIfTI, NRRD or MHA file goes: the same name and format at the same place below `out`."""
-    if root.is_file():
-        return out / source.name
-    return out / source.relative_to(root)
+    return out / (source.relative_to(root) if source.is_relative_to(root) and source != root else source.name)
 
 
 def write_qc(table: pd.DataFrame, path: str | Path) -> None:

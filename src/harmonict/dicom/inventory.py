@@ -14,7 +14,7 @@ from pydicom import Dataset
 from pydicom.uid import MediaStorageDirectoryStorage, RTStructureSetStorage, SegmentationStorage
 
 from harmonict.core import Geometry, HarmonictError, ScanProtocol, Series
-from harmonict.core.cohort import cohort_table
+from harmonict.core.cohort import cohort_table, read_cohort
 from harmonict.dicom.read import (
     Slice,
     check_one_series,
@@ -147,9 +147,12 @@ def find_series(path: str | Path, *, slicewise: bool = False) -> Inventory:
 
     DICOM files are known by their content, volumes by their name (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd). Files and
     folders whose name begins with a dot are passed over. A damaged or unfit series is a row of `left_out`, never an
-    error. slicewise: as in `read_series`. Raises HarmonictError where the path is not there.
+    error. A cohort table (.csv, .parquet) stands for its rows of role source or target, or of no role. slicewise: as in
+    `read_series`. Raises HarmonictError where the path is not there.
     """
     path = Path(path)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        return _from_cohort(path, slicewise)
     if not path.exists():
         raise HarmonictError(f"no file or folder at {path}")
     found: list[FoundSeries] = []
@@ -301,6 +304,18 @@ def _sort_out(
                 slicewise=slicewise,
             )
         )
+
+
+def _from_cohort(path: Path, slicewise: bool) -> Inventory:
+    table = read_cohort(path)
+    wanted = table[table["role"].fillna("source").isin(("source", "target")) & (table["state"] != "left_out")]
+    parts = [find_series(place, slicewise=slicewise) for place in dict.fromkeys(wanted["path"].dropna())]
+    return Inventory(
+        found=[found for part in parts for found in part.found],
+        left_out=[left for part in parts for left in part.left_out],
+        masks=sorted({mask for part in parts for mask in part.masks}),
+        skipped_files=sum(part.skipped_files for part in parts),
+    )
 
 
 def _volume(path: Path, kind: str) -> FoundSeries:
