@@ -93,7 +93,7 @@ def test_a_model_fitted_on_pairs_brings_the_images_closer(run, images, tmp_path)
             "--out",
             table,
         )
-        assert code == 0 and "psnr" in out
+        assert code == 0 and "PSNR dB" in out
         quality = pd.read_csv(table)
         mean = quality[(quality.slice == "mean") & (quality.region == "body")].set_index("images")["psnr_db"]
         assert mean[str(tmp_path / f"out-{fit}")] > mean[str(images / "sharp")] + 3
