@@ -197,11 +197,18 @@ def test_two_kernels_of_one_acquisition_differ_by_their_mtf_ratio(ring, sharp, s
     assert np.linalg.norm((filtered - wanted)[body]) < 0.01 * np.linalg.norm((wanted - wanted[body].mean())[body])
 
 
-def test_the_folded_spectrum_is_that_of_every_nth_pixel():
-    image = np.random.default_rng(0).standard_normal((36, 36)).astype(np.float32)
+@pytest.mark.parametrize("size", [36, 24, 60])
+def test_the_folded_spectrum_is_that_of_every_nth_pixel_of_the_filtered_image(size):
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((size, size)).astype(np.float32)
+    radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    index = np.rint(radius * 100).astype(np.int16)
+    table = rng.random(72).astype(np.float32)
+    spectrum = np.fft.rfft2(image).astype(np.complex64)
+    filtered = np.fft.irfft2(spectrum * table[index], image.shape)
     for factor in (1, 2, 3, 4):
-        small = np.fft.irfft2(fold(np.fft.rfft2(image), factor), (36 // factor,) * 2)
-        assert np.allclose(small, image[::factor, ::factor], atol=1e-5)
+        small = np.fft.irfft2(fold(spectrum, index, table, factor), (size // factor,) * 2)
+        assert np.allclose(small, filtered[::factor, ::factor], atol=1e-5)
 
 
 def test_a_sharp_kernel_on_a_coarse_grid_is_aliased_and_the_switch_removes_it(water):

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
+import numba
 import numpy as np
 from scipy import fft, ndimage
 
@@ -49,8 +50,6 @@ class RampImage:
     spectrum: complex64 (m, m // 2 + 1), `rfft2` of the attenuation (1/mm); m = oversampling * (matrix + 2 * margin).
     pixel_mm, matrix: the output grid. oversampling: fine pixels per output pixel.
     band_per_mm: what lies above this frequency is not in the spectrum.
-    noise: float32 (matrix + 2 margin,) squared: SD of the noise in HU at each output pixel for a filter that has
-        integral of (f H)^2 over all frequencies = 1.
     """
 
     spectrum: np.ndarray
@@ -59,8 +58,13 @@ class RampImage:
     margin: int
     oversampling: int
     band_per_mm: float
-    noise: np.ndarray
+    centre_mm: tuple[float, float]
     projections: Projections
+
+    @cached_property
+    def noise(self) -> np.ndarray:
+        """SD of the noise in HU at each output pixel, margin included, for a filter with unit integral of (f H)^2."""
+        return _noise_map(self.projections, self.matrix + 2 * self.margin, self.pixel_mm, self.centre_mm)
 
 
 def filter_response(kernel: Kernel, scanner: Scanner, frequency_per_mm: np.ndarray) -> np.ndarray:
@@ -123,7 +127,7 @@ def ramp_image(
         margin=margin,
         oversampling=oversampling,
         band_per_mm=min(0.5 / fine, scanner.nyquist_per_mm),
-        noise=_noise_map(projections, matrix + 2 * margin, pixel, centre_mm),
+        centre_mm=centre_mm,
         projections=projections,
     )
 
@@ -202,8 +206,10 @@ def reconstruct(
     fine = raw.pixel_mm / raw.oversampling
     index, reach = _radius_index(raw.oversampling * size, fine)
     table = filter_response(kernel, scanner, np.arange(_TABLE + 1) * (reach / _TABLE)).astype(np.float32)
-    filtered = raw.spectrum * table[index]
-    folded = fold(filtered, raw.oversampling) if aliasing else _crop(filtered, raw.oversampling)
+    if not aliasing:
+        index = np.where(_below_nyquist(raw.oversampling * size, raw.oversampling), index, np.int16(_TABLE + 1))
+        table = np.append(table, np.float32(0.0))
+    folded = fold(raw.spectrum, index, table, raw.oversampling)
     water = mu_water_per_mm(raw.projections.kvp)
     hu = fft.irfft2(folded, (size, size)) * np.float32(1000.0 / water) - np.float32(1000.0)
     if iterative_strength > 0:
@@ -222,32 +228,37 @@ def _radius_index(size: int, pixel_mm: float) -> tuple[np.ndarray, float]:
     return np.rint(radius * (_TABLE / reach)).astype(np.int16), reach
 
 
-def fold(spectrum: np.ndarray, factor: int) -> np.ndarray:
-    """The `rfft2` spectrum of an image of which only every `factor`-th pixel (from the first) is kept."""
-    if factor == 1:
-        return spectrum
-    size = spectrum.shape[0]
+@numba.njit(cache=True)
+def fold(spectrum: np.ndarray, index: np.ndarray, table: np.ndarray, factor: int) -> np.ndarray:
+    """Filter an image's `rfft2` spectrum and keep every `factor`-th pixel of it (from the first), as a spectrum again.
+
+    Each frequency is multiplied with table[index] and lands on the one that the coarse grid cannot tell it from.
+    """
+    size, half = spectrum.shape
     small = size // factor
-    rows = spectrum.reshape(factor, small, -1).sum(0)
-    mirrored = np.roll(rows[::-1], 1, axis=0).conj()  # value at minus the row frequency
-    columns = np.arange(small // 2 + 1)
-    out = np.zeros((small, columns.size), spectrum.dtype)
-    for block in range(factor):
-        at = columns + block * small
-        direct = at <= size // 2
-        out[:, direct] += rows[:, at[direct]]
-        out[:, ~direct] += mirrored[:, size - at[~direct]]
-    return out * np.float32(1.0 / factor**2)
+    top = small // 2
+    out = np.zeros((small, top + 1), np.complex64)
+    scale = np.float32(1.0 / factor**2)
+    for r in range(size):
+        to, mirrored = r % small, (size - r) % small
+        for c in range(half):
+            gain = table[index[r, c]]
+            if gain == 0.0:
+                continue
+            value = spectrum[r, c] * (gain * scale)
+            if c % small <= top:
+                out[to, c % small] += value
+            if 0 < c and 2 * c != size and (size - c) % small <= top:  # the half that an rfft2 leaves out
+                out[mirrored, (size - c) % small] += value.conjugate()
+    return out
 
 
-def _crop(spectrum: np.ndarray, factor: int) -> np.ndarray:
-    """As `fold`, but frequencies at or above the small grid's Nyquist limit are left out instead of aliased."""
-    small = spectrum.shape[0] // factor
-    half = (small - 1) // 2
-    out = np.zeros((small, small // 2 + 1), spectrum.dtype)
-    out[: half + 1, : half + 1] = spectrum[: half + 1, : half + 1]
-    out[small - half :, : half + 1] = spectrum[spectrum.shape[0] - half :, : half + 1]
-    return out * np.float32(1.0 / factor**2)
+@lru_cache(maxsize=4)
+def _below_nyquist(size: int, factor: int) -> np.ndarray:
+    """Which frequencies of an `rfft2` spectrum lie below the Nyquist limit of every `factor`-th pixel, bool."""
+    limit = size // factor / 2
+    row = np.abs(fft.fftfreq(size, 1 / size))
+    return (row[:, None] < limit) & (np.arange(size // 2 + 1) < limit)
 
 
 # Noise that strengths 0 to 5 leave in flat regions, as a share of filtered back-projection's (an emulation: vendors'
@@ -318,8 +329,10 @@ def _image_model(
     fine = pixel_mm / oversampling
     index, reach = _radius_index(oversampling * size, fine)
     f = np.arange(_TABLE + 1) * (reach / _TABLE)
-    power = ((f * filter_response(kernel, scanner, f) ** 2).astype(np.float32))[index].astype(np.complex64)
-    power = (fold(power, oversampling) if aliasing else _crop(power, oversampling)).real
+    table = (f * filter_response(kernel, scanner, f) ** 2).astype(np.float32)
+    keep = True if aliasing else _below_nyquist(oversampling * size, oversampling)
+    flat = np.broadcast_to(np.complex64(1.0) * keep, index.shape).astype(np.complex64)
+    power = fold(flat, index, table, oversampling).real.astype(np.float64)
     count = np.full(power.shape[1], 2.0)  # an rfft2 column stands for itself and its mirror
     count[0] = 1.0
     if size % 2 == 0:

@@ -221,11 +221,17 @@ def line_integrals(
                 f"(radius {reach:g} mm); make it smaller or move it"
             )
         mu = np.where(outside, np.float32(0.0), mu)
-    polar = polar_grid(scanner, mu.shape, pixel_mm)
+    return polar_grid(scanner, mu.shape, pixel_mm).project(mu, _gain(scanner, mu.shape, pixel_mm, area_averaged))
+
+
+@lru_cache(maxsize=2)
+def _gain(scanner: Scanner, shape: tuple[int, int], pixel_mm: float, area_averaged: bool) -> np.ndarray:
+    """The scanner's blur at the polar frequencies, over that of the object's pixels, float32."""
+    polar = polar_grid(scanner, shape, pixel_mm)
     gain = scanner.blur_mtf(polar.frequency_per_mm)[None, :]
     if area_averaged:
         gain = gain / (np.sinc(polar.ky * pixel_mm) * np.sinc(polar.kx * pixel_mm))
-    return polar.project(mu, gain.astype(np.float32))
+    return gain.astype(np.float32)
 
 
 def expose(
@@ -343,5 +349,5 @@ class PolarGrid:
 def polar_grid(
     scanner: Scanner, shape: tuple[int, int], pixel_mm: float, centre_mm: tuple[float, float] = (0.0, 0.0)
 ) -> PolarGrid:
-    """The `PolarGrid` of one scanner and image grid, kept for the next slice; centre (y, x) in mm from the isocentre."""
+    """The `PolarGrid` of a scanner and image grid, kept for the next slice; centre (y, x) in mm from the isocentre."""
     return PolarGrid(scanner, shape, pixel_mm, centre_mm)
