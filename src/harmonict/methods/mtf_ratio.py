@@ -163,9 +163,10 @@ class MTFRatio(Harmonizer):
     def _shortfall(self, about: About) -> str:
         """One line where the filtered source will not reach the target's f50."""
         frequency, gain = self.transfer(about)
-        wanted = crossing(frequency, self.target_mtf.numpy(), 0.5)
-        reached = crossing(frequency, about.measured["source_mtf"] * gain, 0.5)
-        if not reached < 0.95 * wanted:
+        source = about.measured["source_mtf"]
+        start, wanted = crossing(frequency, source, 0.5), crossing(frequency, self.target_mtf.numpy(), 0.5)
+        reached = crossing(frequency, source * gain, 0.5)
+        if not start < wanted or not reached < 0.95 * wanted:
             return ""
         return f"target f50 {wanted:.2f}/mm not reached: {reached:.2f}/mm is what the source's noise allows"
 

@@ -270,9 +270,9 @@ def _judge(rings: np.ndarray, number: np.ndarray, centre: np.ndarray) -> np.ndar
     with np.errstate(invalid="ignore", divide="ignore"):
         rings = np.where(number > 0, total / number, np.nan)
     centre = centre.reshape(-1, 2).mean(1)
-    full = (number > 0).all(1)
+    full = np.all(number > 0, axis=1)[:, None]
     air, tissue = (centre > -7) & (centre < -1), (centre > 2) & (centre < 7)
-    behind = np.where(full[:, None], rings[:, tissue], 9e9)
+    behind = np.where(full, rings[:, tissue], 9e9)
     good = (np.abs(behind.mean(1) + 50) < 150) & (behind.max(1) < 350)
     if good.sum() < 3:
         return good
