@@ -208,7 +208,7 @@ def make_patient(
         vessels=float(rng.uniform(0.9, 1.2)),
         vessel_mm=float(rng.uniform(0.72, 0.88)),
         bone_density=float(rng.uniform(0.09, 0.17)),
-        parenchyma_hu=float(rng.normal(-893.0, 8.0)),
+        parenchyma_hu=float(rng.normal(-889.0, 8.0)),
         gradient_hu_per_mm=float(rng.uniform(0.15, 0.45)),
         iodine_mg_ml=(contrast if iodine_mg_ml is None else iodine_mg_ml) if not lungman else 0.0,
         emphysema=None if lungman else emphysema,

@@ -366,7 +366,7 @@ def paint_table(image, x, y, w, top_mm, radius_mm, half_width_mm, shell, core, p
             c = _cover(max(-d, d - thick), w)
             if c > 0:
                 _put(image, i, j, c, shell[0], shell[1], shell[2])
-                c = _cover(max(1.4 - d, d - thick + 1.6), w)
+                c = _cover(max(2.2 - d, d - thick + 2.2), w)
                 _put(image, i, j, c, core[0], core[1], core[2])
 
 

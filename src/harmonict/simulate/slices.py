@@ -158,7 +158,7 @@ def _parenchyma(
         level[:] = np.quantile(anatomy.hole_levels, 1.0 - min(share, 0.95))
     holes = frames.get("hole", frames["lung_mid"])
     numbers = np.array(
-        [p.parenchyma_hu, p.gradient_hu_per_mm, -0.06, 0.5 * p.lung_height_mm, 17.0, 19.0, 18.0, -990.0, 95.0]
+        [p.parenchyma_hu, p.gradient_hu_per_mm, -0.06, 0.5 * p.lung_height_mm, 17.0, 21.0, 27.0, -990.0, 95.0]
     )
     stack = np.stack(
         [frames["lung_fine"], frames["lung_mid"], frames["lung_coarse"], holes, frames.get("hole_fine", holes)]
@@ -355,7 +355,7 @@ def _nodule(
             [np.broadcast_to(a, distance.shape).ravel() for a in (px, py, np.full(distance.shape, pz))]
         )
         points *= radius / np.maximum(distance.ravel(), 1e-3)[:, None]
-        bumps = 0.13 * rough * radius * shapes.sample_noise(anatomy.cube, nodule.frame, points).reshape(distance.shape)
+        bumps = 0.18 * rough * radius * shapes.sample_noise(anatomy.cube, nodule.frame, points).reshape(distance.shape)
     d = distance - radius - bumps
     cover = np.clip(0.5 - d / w, 0.0, 1.0).astype(np.float32)
     if len(nodule.spicules):
