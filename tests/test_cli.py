@@ -53,7 +53,7 @@ def test_every_help_shows_an_example(run, command):
 
 def test_inspect_lists_series_and_writes_the_cohort_table(run, images, tmp_path):
     code, out, _ = run("inspect", images, "--out", tmp_path / "cohort.csv", "--jobs", 1)
-    assert code == 0 and "K-soft" in out and "most common kernel" in out
+    assert code == 0 and "K-soft" in out and "most common protocol" in out
     table = pd.read_csv(tmp_path / "cohort.csv")
     assert sorted(table["kernel"]) == ["K-sharp", "K-soft"] and table["f50_per_mm"].notna().all()
 

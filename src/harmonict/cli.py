@@ -73,8 +73,8 @@ def inspect(
         if table.attrs["skipped_files"]:
             print(f"{table.attrs['skipped_files']} files are no images of a known kind and were skipped")
         if len(found):
-            kernels = found["kernel"].fillna("no kernel tag").value_counts()
-            print(f"{len(found)} series; most common kernel: {kernels.index[0]} ({kernels.iloc[0]} series)")
+            protocols = found.apply(_protocol_name, axis=1).value_counts()
+            print(f"{len(found)} series; most common protocol: {protocols.index[0]} ({protocols.iloc[0]} series)")
     if not len(found):
         raise HarmonictError(f"no CT series in {path}")
 
@@ -543,6 +543,14 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
 def _print_left_out(table: pd.DataFrame) -> None:
     for _, row in table.iterrows():
         print(f"left out {_label(row)}: {row['reason']}")
+
+
+def _protocol_name(row: pd.Series) -> str:
+    from harmonict.core import PROTOCOL_COLUMNS, ScanProtocol
+
+    known = {name: row[name] for name in PROTOCOL_COLUMNS if isinstance(row[name], str) or row[name] == row[name]}
+    label = ScanProtocol(**{**known, "ctdivol_mgy": None}).label()
+    return f"{known.get('manufacturer') or 'unknown vendor'} {label.replace('?', '(no kernel tag)')}"
 
 
 def _notes(table: pd.DataFrame) -> list[str]:

@@ -54,6 +54,7 @@ class Harmonizer(nn.Module):
     paper: ClassVar[str] = ""
     paired: ClassVar[str] = "paired"  # what `fit` learns from: "paired", "unpaired" or "none"
     Config: ClassVar[Any]
+    changes: ClassVar[tuple[str, ...]] = ("kernel",)  # the fields of ScanProtocol that it translates
     window_hu: ClassVar[tuple[float, float] | None] = None  # outside of it the source's HU stay
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
@@ -121,8 +122,8 @@ class Harmonizer(nn.Module):
             out[part] = result
             if keep is not None:
                 np.copyto(out[part], source, where=keep)
-        changes = {k: v for k, v in target.as_dict().items() if v is not None}
-        return series.with_hu(out, protocol=series.protocol.with_(**changes))
+        changed = {name: getattr(target, name) for name in self.changes}
+        return series.with_hu(out, protocol=series.protocol.with_(**changed))
 
     @property
     def digest(self) -> str:

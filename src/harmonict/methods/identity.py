@@ -24,6 +24,7 @@ class Identity(Harmonizer):
 
     name = "identity"
     paired = "none"
+    changes = ()
     Config = Config
 
     def fit(self, pairs: SlicePairs, run: Any = None) -> Self:
