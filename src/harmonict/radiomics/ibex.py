@@ -181,20 +181,16 @@ def ibex_features(
     image[mask] = cropped[mask]
     levels = level_image(_discretise(image[mask], settings), mask)
     prepared = prepare(levels, max(GLCM25_OFFSETS))
-    orientation = _orientations(image, mask, spacing)
-    width = 180.0 / settings.orientation_bins
-    orientation_bin = np.minimum((orientation / width).astype(np.int64), settings.orientation_bins - 1)
     glcm25, glcm3 = _glcm(prepared, settings.levels)
     values = np.concatenate(
         [
-            _histogram(orientation, np.bincount(orientation_bin, minlength=settings.orientation_bins), 0.0, width),
+            _goh(image, mask, spacing, settings.orientation_bins),
             glcm25.ravel(),
             glcm3.ravel(),
             _glrlm(prepared).ravel(),
             *_direct(image, levels, mask),
             _histogram(levels[mask].astype(np.float64), np.bincount(levels[mask]), -0.5, 1.0),
-            _nid(prepared, levels, in_plane=True),
-            _nid(prepared, levels, in_plane=False),
+            _nid(prepared, levels),
         ]
     )
     return dict(zip(NAMES, (values + 0.0).tolist(), strict=True))  # + 0.0: no negative zeros
@@ -268,25 +264,35 @@ def _histogram(values: np.ndarray, counts: np.ndarray, start: float, width: floa
     return np.concatenate([_spread(x), np.percentile(x, PERCENTILES), area])
 
 
+def _goh(image: np.ndarray, mask: np.ndarray, spacing: Sequence[float], bins: int) -> np.ndarray:
+    degrees = _orientations(image, mask, spacing)
+    width = 180.0 / bins
+    counts = np.bincount(np.minimum((degrees / width).astype(np.int64), bins - 1), minlength=bins)
+    return _histogram(degrees, counts, 0.0, width)
+
+
 def _orientations(image: np.ndarray, mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Degrees in [0, 180) of the in-plane gradient at each voxel of the ROI that has one, 0 along x."""
-    gradient = []
-    for axis in (1, 2):
-        size = mask.shape[axis]
-        rise, steps = np.zeros(mask.shape), np.zeros(mask.shape)
-        before = tuple(slice(0, size - 1) if a == axis else slice(None) for a in range(3))
-        after = tuple(slice(1, size) if a == axis else slice(None) for a in range(3))
-        both = mask[before] & mask[after]
-        step = np.where(both, image[after] - image[before], 0.0)
-        for side in (before, after):  # the mean of the differences to either side, of the one that exists at the border
-            rise[side] += step
-            steps[side] += both
-        gradient.append(rise[mask] / np.maximum(steps[mask], 1.0) / spacing[axis])
-    dy, dx = gradient
-    sloped = (dy != 0) | (dx != 0)
-    degrees = np.degrees(np.arctan2(dy[sloped], dx[sloped])) % 180.0
+    found = []
+    for slice_, inside in zip(image, mask, strict=True):
+        dy = _slope(slice_, inside)[inside] / spacing[1]
+        dx = _slope(slice_.T, inside.T).T[inside] / spacing[2]
+        sloped = (dy != 0) | (dx != 0)
+        found.append(np.degrees(np.arctan2(dy[sloped], dx[sloped])) % 180.0)
+    degrees = np.concatenate(found)
     degrees[degrees == 180.0] = 0.0  # the remainder of a tiny negative angle
     return degrees
+
+
+def _slope(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """HU a voxel along the first axis: the mean of the differences to the neighbours in the ROI, 0 without any."""
+    both = inside[1:] & inside[:-1]
+    step = np.where(both, image[1:] - image[:-1], 0.0)
+    rise, steps = np.zeros(image.shape), np.zeros(image.shape, np.int8)
+    for side in (slice(1, None), slice(None, -1)):
+        rise[side] += step
+        steps[side] += both
+    return rise / np.maximum(steps, 1)
 
 
 def _glcm(levels: Levels, ng: int) -> tuple[np.ndarray, np.ndarray]:
@@ -317,34 +323,40 @@ def _glrlm(levels: Levels) -> np.ndarray:
 
 def _direct(image: np.ndarray, levels: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
     """Intensity direct features of the whole ROI, then of its slice of largest area (the first of equals)."""
+    areas = mask.sum(axis=(1, 2))
+    largest = int(areas.argmax())
+    first = int(areas[:largest].sum())
+    parts = (slice(None), slice(first, first + int(areas[largest])))  # of the ROI's voxels, which lie slice by slice
+    local = _local_statistics(image, levels, parts)
+    values, level = image[mask], levels[mask]
+    return [_direct_row(values[part], level[part], row) for part, row in zip(parts, local, strict=True)]
+
+
+def _local_statistics(image: np.ndarray, levels: np.ndarray, parts: Sequence[slice]) -> list[list[float]]:
+    """LOCAL of each window size, once for each part of the ROI's voxels."""
     widest = max(LOCAL_SIZES) // 2
     around = ((0, 0), (widest, widest), (widest, widest))
-    padded_levels = np.pad(levels, around)
-    voxels = np.flatnonzero(padded_levels)
-    flat_image, flat_levels = np.pad(image, around).ravel(), padded_levels.ravel()
-    row_length = padded_levels.shape[2]
-    maps = []
+    padded = np.pad(levels, around)
+    voxels, row_length = np.flatnonzero(padded), padded.shape[2]
+    flat_levels, flat_image = padded.ravel(), np.pad(image, around).ravel()
+    out: list[list[float]] = [[] for _ in parts]
     for size in LOCAL_SIZES:
         reach = np.arange(-(size // 2), size // 2 + 1)
         steps = (reach[:, None] * row_length + reach[None, :]).ravel()
-        maps.append(_local(flat_image, flat_levels, voxels, steps, int(levels.max()) + 1))
-    values, level = image[mask], levels[mask]
-    of_slice = np.flatnonzero(mask)
-    largest = int(mask.sum(axis=(1, 2)).argmax())
-    of_slice = of_slice // (mask.shape[1] * mask.shape[2]) == largest
-    return [
-        _direct_row(values[part], level[part], [map_[:, part] for map_ in maps]) for part in (slice(None), of_slice)
-    ]
+        maps = _local(flat_image, flat_levels, voxels, steps, int(levels.max()) + 1)
+        for row, part in zip(out, parts, strict=True):
+            row += [f(one[part]) for one in maps for f in (np.max, np.mean, np.median, np.min, np.std)]
+        del maps  # the largest arrays of all, gone before the next
+    return out
 
 
-def _direct_row(values: np.ndarray, levels: np.ndarray, maps: list[np.ndarray]) -> np.ndarray:
+def _direct_row(values: np.ndarray, levels: np.ndarray, local: list[float]) -> np.ndarray:
     x = np.sort(values)
     energy = float(np.square(x).sum())
     variance = x.var() if x[0] < x[-1] else 0.0
     share = np.bincount(levels) / len(levels)
     share = share[share > 0]
     entropy = float(share @ -np.log2(share))
-    local = [f(row) for map_ in maps for row in map_ for f in (np.max, np.mean, np.median, np.min, np.std)]
     power = energy / len(x)
     whole = (
         *(energy, power, entropy, x[-1], x.mean(), np.median(x), x[0]),
@@ -389,30 +401,36 @@ def _local(image, levels, voxels, steps, count):
     return out
 
 
-def _nid(prepared: Levels, levels: np.ndarray, *, in_plane: bool) -> np.ndarray:
-    """NID features (3 sizes x 5): grey level against the mean of its neighbours in the ROI (IBSI 3.10)."""
+def _nid(prepared: Levels, levels: np.ndarray) -> np.ndarray:
+    """NID features (2.5-D and 3-D x 3 sizes x 5): level against the mean of its neighbours in the ROI (IBSI 3.10)."""
     inside = levels > 0
-    level = levels[inside].astype(np.int64)
+    level = levels[inside]
     rank = np.searchsorted(prepared.values, level)
-    out = []
-    for size in NID_SIZES:
-        axes = (1, 2) if in_plane else (0, 1, 2)
-        neighbours = _box_sum(inside.astype(np.int64), size, axes)[inside] - 1
-        total = _box_sum(levels.astype(np.int64), size, axes)[inside] - level
+    n = len(prepared.values)
+
+    def features(count: np.ndarray, total: np.ndarray) -> np.ndarray:
+        neighbours = count[inside] - 1
         some = neighbours > 0
-        difference = np.abs(level[some] - total[some] / neighbours[some])
-        n = len(prepared.values)
-        summed = np.bincount(rank[some], weights=difference, minlength=n)
-        out.append(ngtdm_features(prepared.values, summed, np.bincount(rank[some], minlength=n).astype(np.float64)))
-    return np.concatenate(out)
+        neighbours, own, of_level = neighbours[some], level[some], rank[some]
+        difference = np.abs(own - (total[inside][some] - own) / neighbours)
+        summed = np.bincount(of_level, weights=difference, minlength=n)
+        return ngtdm_features(prepared.values, summed, np.bincount(of_level, minlength=n).astype(np.float64))
+
+    rows = []
+    for size in NID_SIZES:
+        in_plane = [_box_sum(image, size, (1, 2)) for image in (inside.astype(np.int32), levels)]
+        rows.append((features(*in_plane), features(*[_box_sum(image, size, (0,)) for image in in_plane])))
+    return np.array(rows).transpose(1, 0, 2).ravel()
 
 
 def _box_sum(image: np.ndarray, size: int, axes: Sequence[int]) -> np.ndarray:
-    """Sum of an int image over a box of `size` voxels along each of the axes, 0 outside the image."""
+    """Sum of an int32 image over a box of `size` voxels along each of the axes, 0 outside the image."""
     for axis in axes:
         around = [(0, 0)] * 3
         around[axis] = (size // 2 + 1, size // 2)
-        running = np.cumsum(np.pad(image, around), axis=axis)
-        length = image.shape[axis]
-        image = running.take(range(size, size + length), axis) - running.take(range(length), axis)
+        running = np.cumsum(np.pad(image, around), axis=axis, dtype=np.int32)  # 1,024 x 7 x 7 x 40,000 voxels fit
+        upper: list[slice] = [slice(None)] * 3
+        lower = list(upper)
+        upper[axis], lower[axis] = slice(size, None), slice(None, -size)
+        image = running[tuple(upper)] - running[tuple(lower)]
     return image
