@@ -14,8 +14,9 @@ from harmonict.core import ScanProtocol
 from harmonict.physics import nps_radial
 from harmonict.simulate.kernels import get_kernel, kernel_names
 from harmonict.simulate.materials import mu_water_per_mm
-from harmonict.simulate.reconstruct import ramp_image, reconstruct, system_mtf
-from harmonict.simulate.scanner import Projections, Scanner, expose, line_integrals, noise_rng
+from harmonict.simulate.phantom import make_patient
+from harmonict.simulate.reconstruct import ramp_image, reconstruct, render_slice, system_mtf
+from harmonict.simulate.scanner import Projections, Scanner, expose, line_integrals, noise_rng, slice_profile
 
 PIXEL = 500 / 1024
 CHEST = ScanProtocol(kernel="Br40", kvp=120, ctdivol_mgy=6.5, slice_thickness_mm=1.0, fov_mm=500.0)
@@ -186,6 +187,22 @@ def strengths(axes) -> None:
     axes.legend()
 
 
+def chest() -> None:
+    """Noise in the soft tissue of a computational patient, at mid-lung and at the shoulders."""
+    patient, scanner = make_patient(1), Scanner()
+    offsets, weights = slice_profile(0.5, 1.0, scanner)
+    protocols = [CHEST.with_(kernel=k, ctdivol_mgy=d) for d in (6.5, 1.3) for k in ("Br40", "B70")]
+    for place, z in (("mid-lung", 121.0), ("shoulders", 227.0)):
+        hu = patient.slab(z + offsets, 0.5, shape=(1024, 1024), fov_mm=500.0).hu(120.0)
+        clean, noisy = (
+            render_slice(hu, weights, pixel_mm=PIXEL, protocols=protocols, scanner=scanner, seed=s, slice_index=0)
+            for s in (None, 1)
+        )
+        soft = (clean[0] > 20) & (clean[0] < 90)
+        found = [f"{p.label()} {(b - a)[soft].std():.0f}" for p, a, b in zip(protocols, clean, noisy, strict=True)]
+        print(f"noise SD in soft tissue of {patient.name}, {place}, HU: {', '.join(found)}")
+
+
 def curves(axes) -> None:
     """All named kernels."""
     for name in kernel_names():
@@ -212,6 +229,7 @@ def main() -> None:
     wires(axes[1, 0])
     pairs(project(cylinder(40, -1000, cylinder(130, 0))))
     strengths(axes[1, 1])
+    chest()
     curves(axes[0, 0])
     if folder:
         folder.mkdir(parents=True, exist_ok=True)

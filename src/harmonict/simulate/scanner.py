@@ -36,7 +36,7 @@ class Scanner:
     row_mm: width of a detector row, the ramp of the slice profile.
     bow_tie: 0 is none, 1 makes up for a water cylinder of radius `bow_tie_radius_mm` wholly.
     quanta_per_mgy_mm2: quanta in air that cross 1 mm^2 at the isocentre, summed over all views, for 1 mGy of CTDIvol at
-        120 kVp; chosen so that the soft tissue of a chest at 6.5 mGy, 1 mm, Br40 shows about 16 HU of noise.
+        120 kVp; chosen so that the soft tissue of a chest at 6.5 mGy, 1 mm, Br40 shows about 15 HU of noise.
     electronic_quanta: SD of the electronic noise of one sample, in quanta; 0 switches it off.
 
     Raises HarmonictError where the numbers are no scanner.
@@ -51,7 +51,7 @@ class Scanner:
     row_mm: float = 0.5
     bow_tie: float = 0.4
     bow_tie_radius_mm: float = 160.0
-    quanta_per_mgy_mm2: float = 4.0e7
+    quanta_per_mgy_mm2: float = 3.5e7
     electronic_quanta: float = 3.0
 
     def __post_init__(self) -> None:
