@@ -290,6 +290,192 @@ def simulate(
     print(f"{len(table)} series: {out / 'cohort.csv'}")
 
 
+@app.command(epilog="Example: harmonict features ct/image --mask ct/rtstruct --roi GTV-1 --out features.csv")
+def features(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE|COHORT...", help="Images, folders of them, or cohort tables.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help=".csv or .parquet, a row per ROI; FILE.json beside it. One series may do without: printed."),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="RTSTRUCT, SEG or label image of the one image.")] = None,
+    roi: Annotated[list[str] | None, typer.Option(help="ROIs of the masks (* and ? allowed); repeat for more.")] = None,
+    label: Annotated[int | None, typer.Option(help="The label of a NIfTI, NRRD or MHA mask.")] = None,
+    random: Annotated[
+        int, typer.Option(metavar="N", help="N seeded random boxes for each HU range, judged on the reference image.")
+    ] = 0,
+    whole: Annotated[bool, typer.Option("--whole", help="The whole body of the patient as a ROI.")] = False,
+    target_protocol: Annotated[
+        str | None, typer.Option(help="The reference image of --random and --whole; default: role target, else truth.")
+    ] = None,
+    feature_set: Annotated[str, typer.Option(help="pyradiomics (93 and shape), ibex (1,401) or ibsi.")] = "pyradiomics",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of the feature set's settings, bin_width=10 say."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random boxes.")] = 0,
+    slicewise: Slicewise = False,
+    spacing_mm: SpacingMm = None,
+    jobs: Jobs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Radiomic features of one image, or of every rendition of every patient of a cohort."""
+    from harmonict.evaluate.cohort import Regions, cohort_features, feature_columns
+    from harmonict.radiomics.rois import count_rois
+
+    with _progress("features") as progress:
+        table = cohort_features(
+            paths,
+            out=out,
+            regions=Regions(tuple(roi or ()), label, random, whole, seed),
+            feature_set=feature_set,
+            values=_settings(settings),
+            mask=mask,
+            target_protocol=target_protocol,
+            slicewise=slicewise,
+            spacing_mm=_both(spacing_mm),
+            jobs=_jobs(jobs),
+            progress=progress,
+        )
+    done = table[table["state"] == "done"]
+    if as_json:
+        _print_json(table)
+    elif len(done):
+        for name, boxes in table.attrs["boxes"].items():
+            counts = count_rois(boxes)
+            print(f"random ROIs, judged on {name} (z x y x x):")
+            _print_table(counts, list(counts.columns))
+        if out is None:
+            names = feature_columns(table)
+            print("roi,feature,value")
+            for _, row in done.iterrows():
+                for name in names:
+                    print(f"{_csv(row['roi'])},{_csv(name)},{row[name]!r}")
+        else:
+            series = len(done[["patient", "scan"]].drop_duplicates())
+            print(f"{len(feature_columns(table))} features of {len(done)} ROIs in {series} series: {out}")
+    _end_cohort(table, as_json)
+
+
+@app.command(epilog="Example: harmonict reproduce features.parquet --target-protocol truth --out reproduced/")
+def reproduce(
+    tables: Annotated[
+        list[Path], typer.Argument(metavar="FEATURES...", help="Feature tables: before, after, and the target's.")
+    ],
+    target_protocol: Annotated[str, typer.Option(help="Bl64 or Bl64,thickness=1, truth, or the name of a scan.")],
+    out: Annotated[Path | None, typer.Option(help="A folder for all tables and the list of stable features.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Known classes, to be told apart before and after.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and of the folds.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """How many features agree with the standard protocol, scan by scan and class by class."""
+    import numpy as np
+
+    from harmonict.evaluate.cohort import class_map, find_target, join_features, known_classes, read_features
+    from harmonict.evaluate.reproducibility import reproduce as reproduce_tables
+    from harmonict.evaluate.reproducibility import write_stable_features
+
+    table = join_features([read_features(path) for path in tables])
+    target = find_target(table, target_protocol)
+    result = reproduce_tables(
+        table,
+        target,
+        rng=np.random.default_rng(seed),
+        class_map=class_map(table),
+        labels=None if labels is None else known_classes(table, labels),
+    )
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HarmonictError(f"cannot write to {out}: {error.strerror}") from None
+        for name, one in vars(result).items():
+            _write_table(one, out / f"{name}.csv")
+        write_stable_features(result, out / "stable.csv")
+    if as_json:
+        print(json.dumps({name: json.loads(t.to_json(orient="records")) for name, t in vars(result).items()}, indent=2))
+        return
+    _print_table(result.summary, _REPRODUCE_COLUMNS)
+    print()
+    _print_table(result.classes, _REPRODUCE_COLUMNS)
+    print(f"\nagainst {target}; CCC over ROIs: each feature over regions; over features: each region over a class")
+    if out is not None:
+        print(f"{int(result.features['stable'].sum())} stable features (CCC > 0.85, RE < 0.15): {out / 'stable.csv'}")
+
+
+@app.command(name="biomarkers", epilog="Example: harmonict biomarkers cohort.csv --out biomarkers.csv")
+def biomarkers_of(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE|COHORT...", help="Images, folders of them, or cohort tables.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write the table: .csv, .json or .parquet.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Masks named lung..., nodule..., GTV... of the one image.")] = None,
+    slicewise: Slicewise = False,
+    spacing_mm: SpacingMm = None,
+    jobs: Jobs = None,
+    as_json: AsJson = False,
+) -> None:
+    """LAA-950, Perc15, lung mass and volume of every series; size and shape of its nodules."""
+    from harmonict.evaluate.cohort import cohort_biomarkers
+
+    with _progress("biomarkers") as progress:
+        table = cohort_biomarkers(
+            paths, mask=mask, slicewise=slicewise, spacing_mm=_both(spacing_mm), jobs=_jobs(jobs), progress=progress
+        )
+    if out is not None:
+        _write_table(table, out)
+    if as_json:
+        _print_json(table)
+    else:
+        _print_table(table[table["state"] == "done"], _biomarker_columns(table))
+    _end_cohort(table, as_json)
+
+
+combat = typer.Typer(
+    name="combat",
+    help="ComBat on feature tables: numbers harmonized instead of images.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+app.add_typer(combat)
+
+
+@combat.command("fit", epilog="Example: harmonict combat fit features.csv --batch kernel --out combat.json")
+def combat_fit(
+    tables: Annotated[list[Path], typer.Argument(metavar="FEATURES...", help="Feature tables of the training rows.")],
+    batch: Annotated[str, typer.Option(help="The column that names each row's batch: kernel, manufacturer, scan.")],
+    out: Annotated[Path, typer.Option(help="The estimates, as JSON.")],
+    reference: Annotated[str | None, typer.Option(help="The batch that stays as it is.")] = None,
+) -> None:
+    """Estimate the shift and scale of each batch."""
+    from harmonict.combat import fit_combat, save_combat
+    from harmonict.evaluate.cohort import join_features, read_features
+
+    model = fit_combat(join_features([read_features(path) for path in tables]), batch=batch, reference=reference)
+    save_combat(model, out)
+    rows = ", ".join(f"{name} {n}" for name, n in zip(model.batches, model.rows, strict=True))
+    print(f"ComBat of {len(model.features)} features on rows of {batch}: {rows}: {out}")
+
+
+@combat.command("apply", epilog="Example: harmonict combat apply new.csv --model combat.json --out harmonized.csv")
+def combat_apply(
+    table: Annotated[Path, typer.Argument(metavar="FEATURES", help="A feature table; its rows may be new.")],
+    model: Annotated[Path, typer.Option(help="What `harmonict combat fit` wrote.")],
+    out: Annotated[Path, typer.Option(help="The same table with its features harmonized: .csv or .parquet.")],
+) -> None:
+    """Bring the rows of a feature table to the common batch."""
+    from harmonict.combat import apply_combat, load_combat
+    from harmonict.evaluate.cohort import read_features
+
+    estimates = load_combat(model)
+    result = apply_combat(estimates, read_features(table))
+    _write_table(result, out)
+    print(f"{len(result)} rows, {len(estimates.features)} features: {out}")
+
+
 @app.command(epilog="Example: harmonict methods")
 def methods(as_json: AsJson = False) -> None:
     """List the methods: paper, what they are fitted on, and their settings."""
@@ -342,6 +528,23 @@ _HARMONIZE_COLUMNS = {
     "noise_hu": "noise after",
     "mean_change_hu": "mean change HU",
     "clipped_voxels": "clipped",
+}
+_REPRODUCE_COLUMNS = {
+    "level": "level",
+    "scan": "scan",
+    "class": "class",
+    "patients": "patients",
+    "rois": "ROIs",
+    "features": "features",
+    "ccc_over_rois_mean": "CCC over ROIs",
+    "ccc_over_features_mean": "CCC over features",
+    "reproducible_ccc": "CCC > 0.85",
+    "reproducible_re": "RE < 0.15",
+    "re_median": "median RE",
+    "separation_auc": "AUC",
+    "separation_auc_target": "AUC target",
+    "between_patient_share": "between patients",
+    "between_patient_share_target": "between, target",
 }
 _QUALITY_COLUMNS = {
     "psnr_db": "PSNR dB",
@@ -428,6 +631,32 @@ def _mean_and_sd(table: pd.DataFrame, several: bool) -> pd.DataFrame:
 def _tail(path: str) -> str:
     """The last two parts of a path."""
     return "/".join(Path(path).parts[-2:])
+
+
+def _biomarker_columns(table: pd.DataFrame) -> dict[str, str]:
+    from harmonict.evaluate.cohort import feature_columns
+
+    titles = {"laa950_percent": "LAA-950 %", "perc15_hu": "Perc15 HU", "mass_g": "mass g", "volume_ml": "volume ml"}
+    names = {"patient": "patient", "scan": "scan", "lung_from": "lung from"}
+    return names | {name: titles.get(name, name) for name in feature_columns(table)}
+
+
+def _end_cohort(table: pd.DataFrame, as_json: bool) -> None:
+    """Say what was left out and what failed; exit code 1 where something failed, 2 where everything did."""
+    failed = table[table["state"] == "failed"]
+    if len(table) == 1 and len(failed):
+        raise HarmonictError(str(failed.iloc[0]["reason"]))
+    if not as_json:
+        for path, reason in table.attrs["left_out"]:
+            print(f"left out {path}: {reason}")
+        for _, row in failed.iterrows():
+            print(f"FAILED {row['patient']} {row['scan']}, ROI {row['roi']}: {row['reason']}")
+    if len(failed):
+        raise SystemExit(1 if len(failed) < len(table) else 2)
+
+
+def _csv(text: str) -> str:
+    return f'"{text}"' if "," in text else text
 
 
 def _settings(pairs: list[str] | None) -> dict[str, str]:

@@ -35,7 +35,7 @@ from harmonict.evaluate.image import body_mask
 from harmonict.harmonizer import make_config
 from harmonict.radiomics import FeatureSettings, crop_to_mask, extract_features, ibsi_features
 from harmonict.radiomics.features import FAMILIES
-from harmonict.radiomics.ibex import IbexSettings, ibex_features
+from harmonict.radiomics.ibex import IbexSettings, ibex_features, ibex_table
 from harmonict.radiomics.rois import Roi, random_rois
 from harmonict.radiomics.table import KEYS, NOT_FEATURE_PREFIXES, NOT_FEATURES
 from harmonict.scale import map_series
@@ -289,6 +289,13 @@ def known_classes(table: pd.DataFrame, column: str) -> dict[tuple[str, str], str
     rows = table[table[column].notna()]
     places = zip(rows["patient"].astype(str), rows["roi"].astype(str), strict=True)
     return dict(zip(places, rows[column].astype(str), strict=True))
+
+
+def class_map(table: pd.DataFrame) -> dict[str, str] | None:
+    """Feature -> class where the names do not say it: DiffusionCT's six classes for the IBEX set, else None."""
+    ibex = ibex_table()
+    known = dict(zip(ibex["name"], ibex["class6"], strict=True))
+    return known if set(feature_columns(table)) <= set(known) else None
 
 
 def feature_columns(table: pd.DataFrame) -> list[str]:
