@@ -85,7 +85,7 @@ def test_a_volume_gives_the_median_of_slices_spread_over_it_and_their_spread():
     assert skin_air_mtf(series_of(slices, 1.1), max_slices=2).slices == (1, 3)
 
 
-@pytest.mark.parametrize("what", ["air", "tissue", "noise", "unit"])
+@pytest.mark.parametrize("what", ["air", "tissue", "noise", "unit", "row"])
 def test_where_there_is_no_skin_it_says_so(what):
     rng = np.random.default_rng(0)
     hu = {
@@ -93,6 +93,7 @@ def test_where_there_is_no_skin_it_says_so(what):
         "tissue": rng.normal(40, 10, (200, 200)),
         "noise": rng.normal(-500, 500, (200, 200)),
         "unit": rng.uniform(0, 1, (200, 200)),
+        "row": np.where(np.arange(300) % 100 < 60, 40.0, -1000.0)[None],
     }[what]
     with pytest.raises(HarmonictError, match="no clean border between skin and air"):
         skin_air_mtf(series_of([hu], 0.9))

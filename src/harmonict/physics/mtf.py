@@ -108,7 +108,7 @@ def _slice_mtf(hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndarra
     if used < max(6, 0.03 * count):
         return None
     keep = clean[sector]
-    profile = _edge_spread(depth[keep], value[keep], hu)
+    profile = _edge_spread(depth[keep], value[keep])
     if profile is None:
         return None
     mtf = _edge_to_mtf(*profile)
@@ -139,7 +139,7 @@ def _border_rays(hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndar
     outside = np.zeros(hu.shape, bool) if padding is None else padding
     hu = np.where(outside, np.float32(AIR_HU), hu)
     mask = body_mask(hu, pixel_mm)
-    if mask is None or mask.mean() < 0.01:
+    if mask is None or min(hu.shape) < 16 or mask.mean() < 0.01:
         return None
     depth = ndimage.distance_transform_edt(mask, sampling=scale) - ndimage.distance_transform_edt(~mask, sampling=scale)
     smooth = ndimage.gaussian_filter(hu, 1.0 / scale, truncate=3.0)
@@ -302,7 +302,7 @@ def _bin(depth: np.ndarray, value: np.ndarray):
     return (np.arange(n) + 0.5) * BIN_MM - REACH_MM, level, number
 
 
-def _edge_spread(depth: np.ndarray, value: np.ndarray, hu: np.ndarray):
+def _edge_spread(depth: np.ndarray, value: np.ndarray):
     """The edge spread function (depth axis in mm, HU), clipped air restored; None where bins stay empty."""
     grid, level, number = _bin(depth, value)
     inner = np.abs(grid) < 9
@@ -310,7 +310,7 @@ def _edge_spread(depth: np.ndarray, value: np.ndarray, hu: np.ndarray):
         return None
     ok = number > 0
     level = np.interp(grid, grid[ok], level[ok])
-    floor = float(hu.min())
+    floor = float(value.min())
     air = (depth < -3) & (depth > -8)
     # More than 0.8 at the floor is an image without noise there, or flat padding: nothing to restore.
     if floor >= CLIP_HU - 1 and 0.01 < np.mean(value[air] <= floor) < 0.8:
