@@ -44,12 +44,10 @@ def main() -> None:
     rows = []
     for patient in sorted(set(made.index.get_level_values(0))):
         target = made.loc[(patient, "B30"), "path"]
-        for kernel in ("B70", "B10"):
-            source, result = made.loc[(patient, kernel), "path"], done.loc[(patient, kernel), "path"]
-            if kernel == "B70":
-                harmonict("evaluate", "--reference", target, "--images", source, result)
-            rows.append((f"{patient} {kernel}", [slice_hu(p) for p in (source, result, target)]))
-    titles = ["source", "harmonized", "target: the same raw data with B30"]
+        source, result = made.loc[(patient, "B70"), "path"], done.loc[(patient, "B70"), "path"]
+        harmonict("evaluate", "--reference", target, "--images", source, result)
+        rows.append((patient, [slice_hu(p) for p in (source, result, target)]))
+    titles = ["source: B70", "harmonized to B30", "target: the same raw data with B30"]
     save_montage(rows, titles, folder / "demo.png", window_hu=SOFT_WINDOW_HU, size_inch=3.2)
     print(f"\nbefore, after and target side by side: {folder / 'demo.png'}")
 
