@@ -21,13 +21,16 @@ _EPOCH = "20200101"  # no clock: the same trial gives the same bytes
 class Simulation:
     """Whose images they are. key: says everything that decides the pixels; equal keys give equal UIDs.
 
-    patient: patient ID; one Study and one Frame of Reference for each patient. label: what the series shows.
+    patient: patient ID; one Study and one Frame of Reference for each patient and key. label: what the series shows.
+    number: of the series. acquisition: series of one acquisition share their raw data, and so their noise; None for an
+    image that no scan made. version: of harmonict.
     """
 
     patient: str
     label: str
     key: str
     number: int
+    acquisition: int | None
     version: str
 
     @property
@@ -39,7 +42,11 @@ class Simulation:
 def simulated_image(
     hu: np.ndarray, z: int, geometry: Geometry, protocol: ScanProtocol, simulation: Simulation
 ) -> Dataset:
-    """One slice (y, x) in HU, rounded to whole numbers, as a CT image (PS3.3 A.3). Values beyond int16 are cut off."""
+    """Slice `z` (y, x) in HU, rounded to whole numbers, as a CT image (PS3.3 A.3). Values beyond int16 are cut off.
+
+    It says that it is simulated in Image Type (DERIVED), Derivation Description, Patient's Name, Patient Comments,
+    Series Description, Quality Control Image and the model's name; the manufacturer is the imitated kernel's.
+    """
     image = Dataset()
     meta = FileMetaDataset()
     image.SOPClassUID = meta.MediaStorageSOPClassUID = CTImageStorage
@@ -83,11 +90,15 @@ def simulated_image(
     if protocol.kernel:
         strength = protocol.iterative_strength
         image.ConvolutionKernel = [protocol.kernel, f"{strength:g}"] if strength else protocol.kernel
-    image.StudyInstanceUID = hashed_uid("simulated study", simulation.patient)
-    image.FrameOfReferenceUID = hashed_uid("simulated frame", simulation.patient)
+    image.StudyInstanceUID = hashed_uid("simulated study", simulation.key, simulation.patient)
+    image.FrameOfReferenceUID = hashed_uid("simulated frame", simulation.key, simulation.patient)
     image.SeriesInstanceUID = simulation.series_uid
     image.SeriesNumber = str(simulation.number)
-    image.AcquisitionNumber = "1"
+    image.AcquisitionNumber = None if simulation.acquisition is None else str(simulation.acquisition)
+    if simulation.acquisition is not None:
+        image.IrradiationEventUID = hashed_uid(
+            "simulated exposure", simulation.key, simulation.patient, str(simulation.acquisition)
+        )
     image.InstanceNumber = str(z + 1)
     image.PositionReferenceIndicator = ""
     image.ImagePositionPatient = [_ds(v) for v in geometry.to_patient(np.array([z, 0, 0]))]
