@@ -93,7 +93,7 @@ def test_a_users_curve_is_read_and_a_bad_one_refused(tmp_path):
 
 
 def test_the_table_is_what_the_calibration_writes(data, tmp_path):
-    """The absolute curves to what a skin MTF repeats to; the ratios of kernels of one scan, which need none, closely."""
+    """Absolute curves to what a skin MTF repeats to; the ratios of kernels of one scan, which need none, closely."""
     root = Path(__file__).parents[2]
     out = tmp_path / "kernels.csv"
     subprocess.run([sys.executable, root / "examples" / "calibrate_kernels.py", "--out", out], check=True)
