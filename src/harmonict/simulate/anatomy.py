@@ -618,7 +618,9 @@ def _place_nodules(patient: Patient, rng: np.random.Generator, lung: np.ndarray)
             u /= np.linalg.norm(u)
             far = radius * rng.uniform(1.3, 1.9) + 1.0
             spicules[n] = [*(centre + u * radius * 0.6), max(0.11 * radius, 0.7), *(centre + u * far), 0.35]
-        placed.append(PlacedNodule(spec, tuple(centre), shapes.noise_frame(rng, max(radius / 2.2, 1.0)), spicules))  # type: ignore[arg-type]
+        placed.append(
+            PlacedNodule(spec, tuple(map(float, centre)), shapes.noise_frame(rng, max(radius / 2.2, 1.0)), spicules)
+        )  # type: ignore[arg-type]
     return placed
 
 

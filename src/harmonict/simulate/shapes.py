@@ -131,13 +131,15 @@ def cover_capsules(cover, x, y, z, segments, w):
                 t = 0.0 if t < 0.0 else (1.0 if t > 1.0 else t)
                 ex, ey, ez = px - t * dx, py - t * dy, pz - t * dz
                 r = r0 + t * (r1 - r0)
-                d = np.sqrt(ex * ex + ey * ey + ez * ez) - r
+                # the soft border adds pi w^2 / 12 to the area: a thick one is drawn that much thinner
+                drawn = np.sqrt(r * r - w * w / 12.0) if r >= w else r
+                d = np.sqrt(ex * ex + ey * ey + ez * ez) - drawn
                 c = _cover(d, w)
                 if c > 0.0:
                     if r < 0.5 * w:
                         edge = r + 0.5 * w
                         c *= 3.0 * r * r * w / (edge * edge * edge)
-                    else:
+                    elif r < w:
                         c *= r * r / (r * r + w * w / 12.0)
                     if c > cover[i, j]:
                         cover[i, j] = c
@@ -452,7 +454,7 @@ def grow_tree(points, root, branch, power, terminal_mm):
         if size == 1:
             end = centre
         else:
-            end = start + (centre - start) * (0.38 + 0.24 * u)
+            end = start + (centre - start) * (0.48 + 0.26 * u)
         out[count, 0:3] = start
         out[count, 3] = min(r_start, radius * 1.15)
         out[count, 4:7] = end
