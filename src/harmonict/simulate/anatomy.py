@@ -619,7 +619,12 @@ def _place_nodules(patient: Patient, rng: np.random.Generator, lung: np.ndarray)
             far = radius * rng.uniform(1.3, 1.9) + 1.0
             spicules[n] = [*(centre + u * radius * 0.6), max(0.11 * radius, 0.7), *(centre + u * far), 0.35]
         placed.append(
-            PlacedNodule(spec, tuple(map(float, centre)), shapes.noise_frame(rng, max(radius / 2.2, 1.0)), spicules)
+            PlacedNodule(
+                spec,
+                (float(centre[0]), float(centre[1]), float(centre[2])),
+                shapes.noise_frame(rng, max(radius / 2.2, 1.0)),
+                spicules,
+            )
         )  # type: ignore[arg-type]
     return placed
 
