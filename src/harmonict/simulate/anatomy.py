@@ -625,7 +625,7 @@ def _place_nodules(patient: Patient, rng: np.random.Generator, lung: np.ndarray)
                 shapes.noise_frame(rng, max(radius / 2.2, 1.0)),
                 spicules,
             )
-        )  # type: ignore[arg-type]
+        )
     return placed
 
 
