@@ -75,6 +75,7 @@ class MTFRatio(Harmonizer):
         super().__init__(config, target=target)
         for name in ("gain", "taps", "taps_pixel_mm", "target_mtf", "target_nps", "source_mtf"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
+        self._kept: tuple[About, tuple[int, int], Tensor] | None = None
 
     # -- three ways to a model -----------------------------------------------------------------------------------
 
@@ -175,26 +176,46 @@ class MTFRatio(Harmonizer):
         h, w = x.shape[-2:]
         my, mx = min(h - 1, round(MARGIN_MM / py)), min(w - 1, round(MARGIN_MM / px))
         shape = next_fast_len(h + 2 * my, real=True), next_fast_len(w + 2 * mx, real=True)
+        response = self._response(shape, about)
+        wide = torch.empty(shape)
+        out = torch.empty_like(x)
+        for n in range(len(x)):  # one by one: the same numbers whatever the batch
+            _reflect(x[n, 0], my, mx, out=wide)
+            spectrum = torch.fft.rfft2(wide)
+            spectrum *= response
+            out[n, 0] = torch.fft.irfft2(spectrum, s=shape)[my : my + h, mx : mx + w]
+        return out
+
+    def _response(self, shape: tuple[int, int], about: About) -> Tensor:
+        """The filter on the grid of `rfft2`, kept from one batch of a series to the next."""
+        if self._kept is not None and self._kept[0] is about and self._kept[1] == shape:
+            return self._kept[2]
+        py, px = about.pixel_mm
         fy, fx = np.fft.fftfreq(shape[0], py), np.fft.rfftfreq(shape[1], px)
         if len(self.taps):
             response = tap_response(self.taps.numpy(), tuple(self.taps_pixel_mm.tolist()), fy, fx)
         else:
             frequency, gain = self.transfer(about)
             # Smooth between samples: corners in the gain would leave ghosts 1 / step (50 mm) away.
-            radius = np.minimum(np.hypot(fy[:, None], fx[None, :]), frequency[-1])
-            response = PchipInterpolator(frequency, gain)(radius)
-        filter_ = torch.from_numpy(response.astype(np.float32))
-        out = torch.empty_like(x)
-        for n in range(len(x)):  # one by one: the same numbers whatever the batch
-            # Reflected to at least the margin; what is left of the fast size is filled by the same reflection's edge.
-            wide = torch.nn.functional.pad(x[n : n + 1], (mx, mx, my, my), mode="reflect")
-            wide = torch.nn.functional.pad(
-                wide, (0, shape[1] - wide.shape[-1], 0, shape[0] - wide.shape[-2]), mode="replicate"
-            )
-            spectrum = torch.fft.rfft2(wide[0, 0])
-            spectrum *= filter_
-            out[n, 0] = torch.fft.irfft2(spectrum, s=shape)[my : my + h, mx : mx + w]
-        return out
+            half = np.minimum(np.hypot(fy[: shape[0] // 2 + 1, None], fx[None, :]), frequency[-1])
+            response = PchipInterpolator(frequency, gain)(half)
+            response = np.concatenate([response, response[1 : (shape[0] + 1) // 2][::-1]])
+        self._kept = about, shape, torch.from_numpy(response.astype(np.float32))
+        return self._kept[2]
+
+
+def _reflect(image: Tensor, my: int, mx: int, *, out: Tensor) -> None:
+    """`image` in the middle of `out`, mirrored at its border to at least the margins; the last row and column of the
+    mirror image fill what is left."""
+    h, w = image.shape
+    core = out[my : my + h]
+    core[:, mx : mx + w] = image
+    core[:, :mx] = image[:, 1 : mx + 1].flip(1)
+    core[:, mx + w : w + 2 * mx] = image[:, w - 1 - mx : w - 1].flip(1)
+    core[:, w + 2 * mx :] = core[:, w + 2 * mx - 1 : w + 2 * mx]
+    out[:my] = out[my + 1 : 2 * my + 1].flip(0)
+    out[my + h : h + 2 * my] = out[h - 1 : my + h - 1].flip(0)
+    out[h + 2 * my :] = out[h + 2 * my - 1]
 
 
 # -- the gain from two MTFs ----------------------------------------------------------------------------------------

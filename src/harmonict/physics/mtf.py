@@ -141,14 +141,15 @@ def _border_rays(hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndar
     mask = body_mask(hu, pixel_mm)
     if mask is None or min(hu.shape) < 16 or mask.mean() < 0.01:
         return None
-    depth = ndimage.distance_transform_edt(mask, sampling=scale) - ndimage.distance_transform_edt(~mask, sampling=scale)
+    depth = _half_size_distance(mask, scale) - _half_size_distance(~mask, scale)
     smooth = ndimage.gaussian_filter(hu, 1.0 / scale, truncate=3.0)
     smooth[depth > 4] = 0.0  # the outline is sought near the mask's rim only
     smooth[depth < -4] = AIR_HU
     # Where the image or the reconstruction circle cuts the body there is no skin.
-    edge = np.zeros(hu.shape, bool)
-    edge[0] = edge[-1] = edge[:, 0] = edge[:, -1] = True
-    from_edge = ndimage.distance_transform_edt(~(edge | outside), sampling=scale)
+    y, x = (np.minimum(np.arange(n), np.arange(n)[::-1]) * d for n, d in zip(hu.shape, scale, strict=True))
+    from_edge = np.minimum(y[:, None], x[None, :])
+    if outside.any():
+        from_edge = np.minimum(from_edge, _half_size_distance(~outside, scale))
     points, tangents, sectors, places = [], [], [], []
     count = 0
     for line in find_contours(smooth, BORDER_HU):
@@ -179,10 +180,10 @@ def _border_rays(hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndar
 
     near = (np.abs(depth) < REACH_MM + 3) & (from_edge > 2.0)
     where = np.argwhere(near) * scale
-    distance, k = cKDTree(point).query(where)
+    distance, k = cKDTree(point).query(where, workers=-1)
     offset = where - point[k]
     normal = np.stack([tangent[k][:, 1], -tangent[k][:, 0]], 1)
-    inwards = np.where(depth[near] > 0, 1.0, -1.0)
+    inwards = np.where(mask[near], 1.0, -1.0)
     across = (offset * normal).sum(1)
     # One sign per contour point: the side on which the mask lies.
     votes = np.bincount(k, across * inwards, len(point))
@@ -191,6 +192,12 @@ def _border_rays(hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndar
     ok = (distance <= REACH_MM) & (distance - np.abs(d) < 0.1) & ~cut[sector[k]]
     along = place[k] + (offset * tangent[k]).sum(1)
     return d[ok], along[ok], hu[near][ok].astype(np.float64), sector[k][ok], count
+
+
+def _half_size_distance(mask: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Distance to the nearest False in mm, exact to two pixels: it only says where to look."""
+    distance = ndimage.distance_transform_edt(mask[::2, ::2], sampling=2 * scale)
+    return np.repeat(np.repeat(distance, 2, 0), 2, 1)[: mask.shape[0], : mask.shape[1]]
 
 
 def _rings(depth: np.ndarray, value: np.ndarray, sector: np.ndarray, count: int, step: float):
