@@ -32,7 +32,6 @@ from harmonict.core.cohort import COHORT_COLUMNS, read_cohort
 from harmonict.dicom.inventory import FoundSeries, Inventory, find_series
 from harmonict.dicom.masks import mask_references, read_masks, roi_names
 from harmonict.evaluate.image import body_mask
-from harmonict.harmonizer import make_config
 from harmonict.radiomics import FeatureSettings, crop_to_mask, extract_features, ibsi_features
 from harmonict.radiomics.features import FAMILIES
 from harmonict.radiomics.ibex import IbexSettings, ibex_features, ibex_table
@@ -505,7 +504,7 @@ def _from_table(path: Path, slicewise: bool, jobs: int) -> list[Entry]:
     rows = [r for r in rows if r["path"] is not None and r.get("state") != "left_out"]
     places = list(dict.fromkeys(str(r["path"]) for r in rows))
     inventories: dict[str, Inventory | HarmonictError] = {}
-    for n, result in map_series(partial(find_series, slicewise=slicewise), places, jobs=jobs):
+    for n, result in map_series(partial(find_series, slicewise=slicewise), places, jobs=_worth(places, jobs)):
         inventories[places[n]] = result
     root = path.parent.resolve().name
     entries = []
@@ -687,13 +686,20 @@ def _draw_boxes(tasks: Sequence[Task], jobs: int) -> dict[str, list[Roi] | Harmo
     """Random boxes by the key of the reference image."""
     wanted = {t.reference.key: t for t in tasks if t.regions.random and t.reference is not None and not t.entry.problem}
     order = list(wanted.values())
-    return {order[n].reference.key: boxes for n, boxes in map_series(draw_boxes, order, jobs=jobs)}  # type: ignore[union-attr]
+    return {order[n].reference.key: boxes for n, boxes in map_series(draw_boxes, order, jobs=_worth(order, jobs))}  # type: ignore[union-attr]
+
+
+def _worth(items: Sequence[object], jobs: int) -> int:
+    """Starting processes takes seconds: a few quick items do without."""
+    return jobs if len(items) > 16 else 1
 
 
 # -- settings, files, resume -------------------------------------------------------------------------------------------
 
 
 def _settings(feature_set: str, values: dict[str, Any], regions: Regions) -> Any:
+    from harmonict.harmonizer import make_config  # brings torch, which no worker needs
+
     kind, _ = FEATURE_SETS[feature_set]
     if feature_set == "pyradiomics" and "families" not in values and not regions.from_masks:
         values["families"] = [name for name in FAMILIES if name != "shape"]  # a box has no shape worth a feature
