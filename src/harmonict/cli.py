@@ -297,7 +297,9 @@ def features(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help=".csv or .parquet, a row per ROI; FILE.json beside it. One series may do without: printed."),
+        typer.Option(
+            help="A row per ROI: .csv or .parquet, with its settings as .json. Without: printed, a row per feature."
+        ),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="RTSTRUCT, SEG or label image of the one image.")] = None,
     roi: Annotated[list[str] | None, typer.Option(help="ROIs of the masks (* and ? allowed); repeat for more.")] = None,
@@ -347,11 +349,11 @@ def features(
             print(f"random ROIs, judged on {name} (z x y x x):")
             _print_table(counts, list(counts.columns))
         if out is None:
-            names = feature_columns(table)
-            print("roi,feature,value")
+            print("patient,scan,roi,feature,value")
             for _, row in done.iterrows():
-                for name in names:
-                    print(f"{_csv(row['roi'])},{_csv(name)},{row[name]!r}")
+                place = ",".join(_csv(str(row[key])) for key in ("patient", "scan", "roi"))
+                for name in feature_columns(table):
+                    print(f"{place},{_csv(name)},{float(row[name])!r}")
         else:
             series = len(done[["patient", "scan"]].drop_duplicates())
             print(f"{len(feature_columns(table))} features of {len(done)} ROIs in {series} series: {out}")
