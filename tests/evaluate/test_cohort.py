@@ -62,7 +62,7 @@ def trial(tmp_path_factory) -> Path:
                     "role": role,
                     "model": "truth" if role == "truth" else None,
                     "masks": ";".join(masks),
-                    "nodules": "ground-glass 12",
+                    "nodules": "nodule_1=ground-glass 12",
                     "group": "nodule",
                     "emphysema_share": 0.1 * n,
                 }
@@ -220,14 +220,16 @@ def test_masks_carry_their_names_and_an_absent_one_lists_those_there(trial):
     assert table["reason"].str.endswith("no ROI 'GTV'; there are: nodule_1, lung").all()
 
 
-def test_a_derived_series_takes_the_masks_of_its_source_and_the_name_of_its_model(trial, tmp_path):
-    rows = pd.read_csv(trial / "cohort.csv", dtype={"patient": str})
-    source = rows.iloc[[0]].assign(series="s1")
-    derived = source.assign(series="d1", derived_from="s1", made_by="mtf-ratio abc", role="derived", masks=None)
-    derived["kernel"] = "Bl64"
-    pd.concat([source, derived]).to_csv(trial / "derived.csv", index=False)
-    table = cohort_features([trial / "derived.csv"], out=None, regions=Regions(names=("lung",)))
-    assert table["scan"].tolist() == ["Bl40", "Bl40 by mtf-ratio abc"] and set(table["state"]) == {"done"}
+def test_a_derived_series_takes_masks_and_classes_of_its_source_and_the_name_of_its_model(trial):
+    rows = pd.read_csv(trial / "cohort.csv", dtype={"patient": str}).astype(object)
+    sources = rows[rows["patient"] == "001"].assign(series=["s0", "s1", "s2"])
+    derived = sources.assign(series=["d0", "d1", "d2"], derived_from=["s0", "s1", "s2"], role="derived", kernel="Bl64")
+    derived = derived.assign(made_by="mtf-ratio abc", model=None, masks=None, nodules=None, group=None)
+    pd.concat([sources, derived]).to_csv(trial / "derived.csv", index=False)
+    table = cohort_features([trial / "derived.csv"], out=None, regions=Regions(names=("nodule_1",)))
+    assert set(table["state"]) == {"done"} and table["nodule_type"].eq("ground-glass").all()
+    assert table["scan"].tolist()[3:] == [f"{name} by mtf-ratio abc" for name in ("Bl40", "Bl64", "truth")]
+    assert find_target(table, "Bl64") == "Bl64" and table["group"].eq("nodule").all()
 
 
 def test_scans_have_the_shortest_names_that_tell_them_apart(trial, tmp_path):

@@ -493,7 +493,7 @@ def resolve(
         reasons = "; ".join(sorted({reason for _, reason in left_out})[:3])
         where = ", ".join(map(str, paths))
         raise HarmonictError(f"no CT series in {where}" + (f": {reasons}" if reasons else ""))
-    entries = _inherit_masks(entries)
+    entries = _inherit(entries)
     names = _scan_names(entries)
     return [replace(e, scan=name) for e, name in zip(entries, names, strict=True)], left_out
 
@@ -578,27 +578,31 @@ def _with_mask(entries: list[Entry], mask: Path) -> list[Entry]:
     return [replace(entries[0], masks=tuple((None, path) for path in files))]
 
 
-def _inherit_masks(entries: list[Entry]) -> list[Entry]:
-    """A derived series lies on its source's grid: what was drawn there holds for it."""
+def _inherit(entries: list[Entry]) -> list[Entry]:
+    """A derived series lies on its source's grid: what was drawn there, and what is known of the patient, holds."""
     by_series = {str(e.about.get("series")): e for e in entries}
     result = []
     for e in entries:
         source = by_series.get(str(e.about.get("derived_from")))
-        result.append(replace(e, masks=source.masks) if source is not None and not e.masks else e)
+        if source is not None:
+            known = {k: v for k, v in source.about.items() if k not in COHORT_COLUMNS and e.about.get(k) is None}
+            e = replace(e, masks=e.masks or source.masks, about=e.about | known)
+        result.append(e)
     return result
 
 
 def _scan_names(entries: Sequence[Entry]) -> list[str]:
     """What each rendition is called: the shortest name, built alike for all, that tells a patient's series apart."""
-    kernels = {str(e.about.get("series")): e.about.get("kernel") for e in entries}
+    by_series = {str(e.about.get("series")): e for e in entries}
 
     def base(e: Entry) -> str:
         if e.about.get("scan"):
             return str(e.about["scan"])
-        kernel = e.about.get("kernel")
         if e.about.get("made_by"):
-            kernel = e.about.get("source_kernel") or kernels.get(str(e.about.get("derived_from"))) or kernel or "?"
-            return f"{kernel} by {e.about['made_by']}"
+            source = by_series.get(str(e.about.get("derived_from")), e)
+            before = e.about.get("source_kernel") or (base(source) if source is not e else e.about.get("kernel")) or "?"
+            return f"{before} by {e.about['made_by']}"
+        kernel = e.about.get("kernel")
         if _is_truth(e.about):
             return "truth"
         strength = e.about.get("iterative_strength")
@@ -804,10 +808,12 @@ def _about(entry: Entry) -> dict[str, Any]:
 
 
 def _nodule_type(entry: Entry, roi: str) -> str | None:
-    """The simulated nodule's type: column `nodules` ("solid 8;ground-glass 12") lists those of masks nodule_1, ..."""
-    number = re.fullmatch(r"nodule[_ -]?(\d+)", roi, re.IGNORECASE)
-    kinds = [k for k in str(entry.about.get("nodules") or "").split(";") if k]
-    return kinds[int(number[1]) - 1].split()[0] if number and 1 <= int(number[1]) <= len(kinds) else None
+    """The simulated nodule's type, from the column `nodules`: "nodule_1=solid 8.0;nodule_2=ground-glass 12.0"."""
+    for item in str(entry.about.get("nodules") or "").split(";"):
+        name, equals, kind = item.partition("=")
+        if equals and name.casefold() == roi.casefold():
+            return kind.split()[0]
+    return None
 
 
 def _write_features(table: pd.DataFrame, out: Path) -> None:
