@@ -132,6 +132,7 @@ def _values(patient: Patient) -> dict[str, np.ndarray]:
     values["enhanced_liver"] = values["liver"] + np.float32(0.15 * patient.iodine_mg_ml) * iodine
     values["enhanced_spleen"] = values["spleen"] + np.float32(0.3 * patient.iodine_mg_ml) * iodine
     values["myocardium"] = values["muscle"] + np.float32(0.25 * patient.iodine_mg_ml) * iodine
+    values["node"] = 0.85 * values["muscle"] + 0.15 * values["fat"]
     if patient.kind == "lungman":
         for name in ("fat", "skin", "muscle", "gland", "cartilage"):
             values[name] = values["polyurethane"]
@@ -142,7 +143,7 @@ def _values(patient: Patient) -> dict[str, np.ndarray]:
 
 
 def _ribs(patient: Patient, rng: np.random.Generator, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    drop = np.array([25, 45, 62, 76, 88, 98, 104, 104, 96, 84, 55, 35.0]) * patient.lung_height_mm / 270.0
+    drop = np.array([34, 62, 86, 104, 118, 128, 132, 128, 115, 96, 62, 38.0]) * patient.lung_height_mm / 270.0
     rise = np.array([0, 0, 5, 12, 24, 38, 55, 66, 70, 60, 0, 0.0]) * patient.lung_height_mm / 270.0
     junction = np.array([0.78, 0.80, 0.82, 0.83, 0.82, 0.80, 0.78, 0.74, 0.70, 0.66, 0.55, 0.40])
     end = np.array([0.95, 0.955, 0.955, 0.955, 0.955, 0.95, 0.95, 0.93, 0.88, 0.82, 0.54, 0.39])
@@ -152,13 +153,13 @@ def _ribs(patient: Patient, rng: np.random.Generator, heads: np.ndarray) -> tupl
         for i in range(12):
             b = np.minimum(beta / junction[i], 1.0)
             fall = drop[i] * (1.0 + rng.normal(0, 0.04))
-            z = heads[i] + rng.normal(0, 2.5) - fall * (0.25 * b + 0.75 * b**1.5)
+            z = heads[i] + rng.normal(0, 2.5) - fall * (0.45 * b + 0.55 * b**1.5)
             z += rise[i] * np.clip((beta - junction[i]) / (1.0 - junction[i]), 0, 1)
             z += rng.normal(0, 1.2) * np.sin(2 * np.pi * beta) + rng.normal(0, 0.8) * np.sin(5 * np.pi * beta)
-            thick, high = (4.2, 4.2) if i == 0 else (rng.normal(3.5, 0.2), rng.normal(6.6, 0.4))
+            thick, high = (4.2, 4.2) if i == 0 else (rng.normal(3.9, 0.25), rng.normal(6.6, 0.4))
             if i > 9:
                 thick, high = 3.0, 4.8
-            shape.append([side, thick, high, 180.0 * (1.0 - junction[i]), rng.uniform(0.8, 1.2), 4.6])
+            shape.append([side, thick, high, 180.0 * (1.0 - junction[i]), rng.uniform(0.75, 1.1), 5.6])
             heights.append(z)
             fades.append(np.clip((end[i] - beta) / 0.03, 0, 1))
     return np.array(shape), np.array(heights), np.array(fades)
@@ -188,8 +189,10 @@ def spine_y(patient: Patient, z: float) -> float:
     )
 
 
-def _bump(centre: float, half: float) -> np.ndarray:
-    return np.clip(1.0 - ((ALPHA - centre) / half) ** 2, 0.0, 1.0) ** 0.7
+def _lens(start: float, peak: float, end: float) -> np.ndarray:
+    """A muscle's thickness over the angle: 0 at its two ends, 1 at its belly."""
+    half = np.where(ALPHA < peak, peak - start, end - peak)
+    return np.clip(1.0 - ((ALPHA - peak) / half) ** 2, 0.0, 1.0) ** 0.55
 
 
 def outline(anatomy: Anatomy, z: float) -> np.ndarray:
@@ -201,40 +204,42 @@ def outline(anatomy: Anatomy, z: float) -> np.ndarray:
     tilt = np.gradient(np.concatenate([cage[-2:], cage, cage[:2]]), step)[2:-2] / cage
     g = np.maximum(1.0 / np.sqrt(1.0 + tilt**2), 0.72)  # the dip is steep: there depth is counted half along the radius
     m = p.muscle * (1.0 + 0.012 * anatomy.turn_deg * SIDE * np.abs(np.sin(np.deg2rad(ALPHA))))
-    layer = 9.5
+    layer = 11.0
 
     def at(points: tuple[float, ...], values: tuple[float, ...]) -> float:
         return float(np.interp(t, points, values))
 
-    serratus = m * at((0.0, 0.2, 0.5, 0.75, 0.9), (2, 6, 7, 8, 3)) * _bump(100, 30)
-    pec_minor = m * at((0.5, 0.62, 0.85, 0.95), (0, 7, 8, 4)) * _bump(50, 20)
-    subscapular = m * at((0.42, 0.55, 0.85, 1.0), (0, 13, 20, 14)) * _bump(110, 30)
-    erector = (smooth - cage) * g + m * at((0.0, 0.5, 1.0), (13, 9, 11)) * np.clip((ALPHA - 138) / 16, 0, 1) ** 0.7
-    erector = erector - 6.0 * np.clip((ALPHA - 172.0) / 8.0, 0, 1)  # the furrow over the spinous processes
-    tier1 = np.maximum.reduce([serratus, pec_minor, subscapular, np.where(ALPHA > 138, erector, 0.0)])
-    pec = m * at((0.30, 0.42, 0.6, 0.85, 1.0), (0, 7, 14, 17, 10)) * _bump(44, 34)
-    latissimus = m * at((0.0, 0.3, 0.55, 0.7), (6, 11, 16, 5)) * _bump(112, 20)
-    infraspinatus = m * at((0.45, 0.58, 0.85, 1.0), (0, 14, 20, 16)) * _bump(118, 24)
-    oblique = m * at((-0.1, 0.15, 0.3), (8, 6, 0)) * _bump(70, 60)
-    sheet = m * at((0.0, 0.3, 0.5, 0.6), (3.5, 4.5, 4.0, 0)) * _bump(132, 36)
-    rectus = m * at((-0.1, 0.2, 0.32), (9, 8, 0)) * _bump(16, 15)
-    tier2 = np.maximum.reduce([pec, latissimus, infraspinatus, oblique, sheet, rectus])
-    trapezius = m * at((0.2, 0.4, 0.7, 1.0), (0, 5, 8, 14)) * _bump(165, 26)
-    gap = 0.4 + 0.045 * p.fat_mm
-    a1 = layer + gap + np.zeros(BINS)
+    slips = 0.9 + 0.25 * np.cos(np.deg2rad(ALPHA) * 26.0 + 9.0 * t + SIDE)  # serratus: a slip for each rib
+    serratus = m * at((0.0, 0.2, 0.5, 0.75, 0.9), (3, 5, 6, 7, 3)) * _lens(66, 96, 126) * slips
+    pec_minor = m * at((0.55, 0.65, 0.85, 0.95), (0, 7, 8, 4)) * _lens(34, 56, 74)
+    subscapular = m * at((0.42, 0.5, 0.62, 0.85, 1.0), (0, 11, 19, 21, 14)) * _lens(97, 110, 146)
+    erector = (smooth - cage) * g * 0.85 + m * at((0.0, 0.5, 1.0), (9, 6, 8)) * np.clip((ALPHA - 146) / 12, 0, 1) ** 0.6
+    erector = erector - 5.0 * np.clip((ALPHA - 171.0) / 9.0, 0, 1)  # the furrow over the spinous processes
+    tier1 = np.maximum.reduce([serratus, pec_minor, subscapular, np.where(ALPHA > 146, erector, 0.0)])
+    pec = m * at((0.30, 0.42, 0.55, 0.7, 0.85, 1.0), (0, 5, 9, 14, 16, 10)) * _lens(5, 57, 82)
+    latissimus = m * at((0.0, 0.25, 0.42, 0.5, 0.56), (5, 10, 14, 10, 0)) * _lens(90, 108, 148)
+    infraspinatus = m * at((0.43, 0.51, 0.62, 0.85, 1.0), (0, 12, 20, 21, 14)) * _lens(103, 122, 147)
+    rhomboid = m * at((0.58, 0.68, 0.9), (0, 6, 7)) * _lens(148, 160, 178)
+    oblique = m * at((-0.1, 0.15, 0.3), (8, 6, 0)) * _lens(12, 66, 122)
+    rectus = m * at((-0.1, 0.2, 0.32), (9, 8, 0)) * _lens(1, 15, 30)
+    tier2 = np.maximum.reduce([pec, latissimus, infraspinatus, rhomboid, oblique, rectus])
+    trapezius = m * at((0.2, 0.4, 0.7, 1.0), (0, 4, 6, 13)) * np.clip((ALPHA - 150) / 14, 0, 1) ** 0.7
+    teres = m * at((0.46, 0.54, 0.75, 0.88), (0, 14, 20, 14)) * _lens(92, 103, 118)
+    tier3 = np.maximum(trapezius, teres)
+    gap = 0.6 + 0.07 * p.fat_mm
+    a1 = layer + gap + 0.1 * p.fat_mm * _lens(60, 90, 140)
     b1 = a1 + tier1
-    a2 = b1 + gap + at((0.5, 0.68, 0.85, 1.0), (0, 1, 6, 4)) * _bump(88, 24)
+    a2 = b1 + gap + at((0.3, 0.5, 0.68, 0.85, 1.0), (1, 2, 4, 6, 4)) * _lens(62, 90, 116)
     b2 = a2 + tier2
     a3 = b2 + gap
-    b3 = a3 + trapezius
+    b3 = a3 + tier3
     outer = (
-        cage
-        + np.maximum.reduce([layer + 0 * b1, b1, np.where(tier2 > 0.3, b2, 0), np.where(trapezius > 0.3, b3, 0)]) / g
+        cage + np.maximum.reduce([layer + 0 * b1, b1, np.where(tier2 > 0.3, b2, 0), np.where(tier3 > 0.3, b3, 0)]) / g
     )
     outer = gaussian_filter1d(outer, 11.0, mode="wrap")
     # the shoulder girdle widens the upper chest beyond the cage; arms are up and out of the picture
     if t > 0.55:
-        wide = p.half_width_mm * at((0.55, 0.72, 0.85, 0.95, 1.05), (1.05, 1.22, 1.36, 1.42, 1.38))
+        wide = p.half_width_mm * at((0.55, 0.72, 0.85, 0.95, 1.05), (1.05, 1.24, 1.38, 1.42, 1.38))
         front = p.depth_front_mm * at((0.55, 0.75, 0.9, 1.05), (0.85, 0.88, 0.78, 0.62))
         back = (anatomy.back_mm - 8.0 if anatomy.back_mm else p.depth_back_mm + 20.0) * at(
             (0.6, 0.9, 1.05), (0.86, 0.84, 0.8)
@@ -245,9 +250,10 @@ def outline(anatomy: Anatomy, z: float) -> np.ndarray:
         top = np.maximum(outer, girdle)
         outer = top + 4.0 * np.exp(-np.abs(outer - girdle) / 8.0)
         fill = (outer - cage) * g
+        fill = b3 + (fill - b3) * at((0.70, 0.86), (0.0, 1.0))
         extra = np.where((fill > a3 + 3.0) & (ALPHA > 30), fill, b3)
         b3 = np.maximum(b3, gaussian_filter1d(extra, 3.0, mode="wrap"))
-    fat = p.fat_mm * np.interp(ALPHA, (0, 25, 60, 100, 140, 180), (0.55, 0.75, 1.0, 1.25, 1.0, 0.55))
+    fat = p.fat_mm * np.interp(ALPHA, (0, 25, 60, 100, 140, 180), (0.5, 0.7, 0.95, 1.2, 0.8, 0.3))
     fat = fat * at((-0.1, 0.1, 0.5, 0.8, 1.0), (1.25, 1.1, 0.95, 0.9, 0.8)) + 2.0
     skin = outer + fat
     # supine breasts: a bulge in front, spread to the side
@@ -263,6 +269,7 @@ def outline(anatomy: Anatomy, z: float) -> np.ndarray:
         h = np.maximum(14.0 - np.abs(skin - limit), 0.0) / 14.0
         skin = np.minimum(skin, limit) - h * h * 14.0 / 4.0
     skin = np.maximum(skin, cage + layer / g + 2.0)
+    skin = skin - 12.0 * np.logaddexp(0.0, (skin - 228.0) / 12.0)  # nobody is wider than the scanner's field
     tilt = np.gradient(np.concatenate([skin[-2:], skin, skin[:2]]), step)[2:-2] / skin
     return np.stack([cage, g, a1, b1, a2, b2, a3, b3, skin, 1.0 / np.sqrt(1.0 + tilt**2)])
 
@@ -380,33 +387,56 @@ def _mediastinum(patient: Patient, rng: np.random.Generator) -> tuple[dict[str, 
             ),
         ]
     )
-    hilum_r = np.array([-46 * s, y0 + 32, zh + 46 * e])
-    hilum_l = np.array([47 * s, y0 + 34, zh + 54 * e])
-    tubes["pulmonary"] = np.vstack(
-        [
-            _chain(
-                [
-                    (16 * s, y0 - 16, zh + 22 * e, 13.5),
-                    (18 * s, y0 - 4, zh + 42 * e, 13.5),
-                    (15 * s, y0 + 12, zh + 54 * e, 12.5),
-                ]
-            ),
-            _chain([(15 * s, y0 + 12, zh + 54 * e, 12), (32 * s, y0 + 28, zh + 58 * e, 11), (*hilum_l, 9)]),
-            _chain(
-                [
-                    (13 * s, y0 + 13, zh + 52 * e, 12),
-                    (-12 * s, y0 + 20, zh + 50 * e, 10.5),
-                    (-32 * s, y0 + 28, zh + 48 * e, 10),
-                    (*hilum_r, 9),
-                ]
-            ),
-        ]
-    )
     carina = zh + 70 * e
     y_car = sp(carina) - 30
     r = patient.trachea_mm / 2
-    right = np.array([-42 * s, y0 + 40, zh + 40 * e])
-    left = np.array([44 * s, y0 + 42, zh + 33 * e])
+    at = lambda x, y, z, r: (x * s, y0 + y, zh + z * e, r)  # noqa: E731
+    by = lambda x, y, z, r: (x * s, y_car + y, carina + z * e, r)  # noqa: E731, about the carina
+    descending = {
+        "right": _chain([by(-37, -11, -25, 9), by(-46, 1, -42, 7.6), by(-52, 11, -64, 6), by(-58, 19, -88, 4.2)]),
+        "left": _chain([by(43, 0, -13, 9.5), by(51, 8, -26, 8), by(53, 13, -44, 6.4), by(59, 22, -80, 4.0)]),
+    }
+    upper = {
+        "right": _chain([by(-30, -14, -20, 7), by(-44, -12, -5, 5.5), by(-50, -10, 6, 4.5)]),
+        "left": _chain([by(40, -4, -10, 6), by(48, -10, 2, 4.6)]),
+    }
+    tubes["pulmonary"] = np.vstack(
+        [
+            _chain([at(16, -16, 22, 13.5), at(18, -4, 42, 13.5), at(15, 12, 54, 12.5)]),
+            _chain([at(15, 12, 54, 12), by(28, -10, -9, 11), by(43, 0, -13, 9.5)]),
+            _chain([at(13, 13, 52, 12), at(-12, 22, 49, 10.5), by(-28, -15, -22, 10), by(-37, -11, -25, 9)]),
+            *descending.values(),
+            *upper.values(),
+        ]
+    )
+    bronchi = {
+        "right": np.vstack(
+            [
+                _chain([by(-25, 1, -17, r * 0.55), by(-38, -1, -15, r * 0.48), by(-48, -4, -10, r * 0.36)]),
+                _chain([by(-33, 1, -46, r * 0.42), by(-42, -12, -55, r * 0.36), by(-50, -24, -60, r * 0.3)]),
+                _chain(
+                    [
+                        by(-27, 2, -20, r * 0.6),
+                        by(-32, 2, -42, r * 0.54),
+                        by(-38, 7, -58, r * 0.44),
+                        by(-48, 17, -84, r * 0.32),
+                    ]
+                ),
+            ]
+        ),
+        "left": np.vstack(
+            [
+                _chain([by(36, 2, -30, r * 0.48), by(46, -8, -28, r * 0.4), by(52, -16, -22, r * 0.32)]),
+                _chain(
+                    [
+                        by(36, 3, -30, r * 0.54),
+                        by(41, 8, -46, r * 0.44),
+                        by(50, 19, -78, r * 0.3),
+                    ]
+                ),
+            ]
+        ),
+    }
     tubes["airway"] = np.vstack(
         [
             _chain(
@@ -417,10 +447,44 @@ def _mediastinum(patient: Patient, rng: np.random.Generator) -> tuple[dict[str, 
                     (-2, y_car + 1, carina - 3, r * 0.9),
                 ]
             ),
-            _chain(
-                [(-3, y_car, carina, r * 0.82), (-22 * s, y_car + 3, carina - 12 * e, r * 0.78), (*right, r * 0.62)]
-            ),
-            _chain([(0, y_car, carina, r * 0.78), (20 * s, y_car + 2, carina - 15 * e, r * 0.70), (*left, r * 0.58)]),
+            _chain([(-3, y_car, carina, r * 0.8), by(-16, 1, -11, r * 0.72), by(-27, 2, -20, r * 0.64)]),
+            _chain([(0, y_car, carina, r * 0.76), by(18, 1, -18, r * 0.66), by(36, 3, -30, r * 0.56)]),
+            *bronchi.values(),
+        ]
+    )
+    veins = {
+        "right": [
+            _chain([at(-26, 36, 30, 8), by(-38, -24, -30, 6.5), by(-48, -26, -22, 4.6)]),
+            _chain([at(-26, 42, 16, 8), by(-40, 6, -62, 6.2), by(-52, 13, -66, 4.6)]),
+        ],
+        "left": [
+            _chain([at(28, 36, 32, 8), by(42, -22, -30, 6.4), by(50, -26, -18, 4.6)]),
+            _chain([at(28, 42, 16, 8), by(42, 5, -60, 6.2), by(54, 13, -66, 4.6)]),
+        ],
+    }
+    tubes["left_atrium"] = np.vstack([*veins["right"], *veins["left"]])
+    for name in ("right", "left"):  # where the trees of the lungs may start
+        tubes[f"root_artery_{name}"] = np.vstack([descending[name], upper[name]])
+        tubes[f"root_airway_{name}"] = bronchi[name]
+        tubes[f"root_vein_{name}_upper"], tubes[f"root_vein_{name}_lower"] = (v[6:] for v in veins[name])
+    # fat and nodes around the vessels and bronchi: the lung keeps off
+    tubes["hilar"] = np.vstack(
+        [
+            _chain([by(0, -8, -6, 13), by(0, -12, -34, 17), (4 * s, sp(zh) - 34, zh - 10 * e, 13)]),
+            _chain([by(-12, -14, 4, 14), by(-12, -16, 44, 10)]),
+            _chain([by(24, -22, -8, 12), by(20, -12, 22, 11)]),
+            _chain([by(-20, -8, -12, 13), by(-34, -6, -34, 11), by(-40, 5, -58, 6)]),
+            _chain([by(24, -8, -14, 13), by(38, -3, -28, 11), by(43, 7, -52, 6)]),
+        ]
+    )
+    spots = [by(-1, -4, -14, 6), by(6, -8, -24, 4), by(-13, -12, 10, 4.5), by(-12, -10, 24, 3.2), by(22, -10, 6, 4),
+             by(26, -20, 0, 3), by(-33, -4, -30, 4.5), by(36, -6, -40, 4), by(-42, -3, -24, 4), by(45, -3, -36, 3.5),
+             at(-8, -24, 84, 2.6), at(12, -22, 78, 3), at(-4, -22, 62, 2.4)]  # fmt: skip
+    tubes["nodes"] = np.array(
+        [
+            [*(np.array(c[:3]) - d), 0.75 * k * c[3], *(np.array(c[:3]) + d), 0.6 * k * c[3]]
+            for c in spots
+            for d, k in [(rng.normal(0, 2.6, 3), rng.uniform(0.6, 1.25))]
         ]
     )
     oes = lambda z, x, d: (x * s, sp(z) - d, z)  # noqa: E731
@@ -434,8 +498,6 @@ def _mediastinum(patient: Patient, rng: np.random.Generator) -> tuple[dict[str, 
             (*oes(0.15 * length, 22, 44), 7.0),
         ]
     )
-    tubes["hila"] = np.array([[*hilum_r, 9.0, *hilum_l, 9.0], [*right, r * 0.62, *left, r * 0.58]])
-    tubes["left_atrium"] = np.array([[-30 * s, y0 + 36, zh + 24 * e, 7.0, 32 * s, y0 + 38, zh + 26 * e, 7.0]])
 
     def ellipsoid(c: tuple[float, ...], long: tuple[float, ...], axes: tuple[float, ...]) -> list[float]:
         u = np.array(long, float)
@@ -447,21 +509,21 @@ def _mediastinum(patient: Patient, rng: np.random.Generator) -> tuple[dict[str, 
 
     k = patient.heart
     axis = (0.72, -0.52, -0.38 + rng.normal(0, 0.06))
-    at = lambda x, y, z: (x * s, y0 + y, zh + z * e)  # noqa: E731
+    centre = lambda x, y, z: (x * s, y0 + y, zh + z * e)  # noqa: E731
     heart = np.array(
         [
-            ellipsoid(at(42, 7, -8), axis, (47 * k, 32 * k, 33 * k)),
-            ellipsoid(at(8, -18, -8), (0.9, -0.2, -0.3), (46 * k, 30 * k, 36 * k)),
-            ellipsoid(at(-29, 6, 4), (0.1, 0.1, 1.0), (36 * k, 24 * k, 27 * k)),
-            ellipsoid(at(2, 36, 24), (1.0, 0.05, 0.1), (34 * k, 20 * k, 22 * k)),
+            ellipsoid(centre(42, 7, -8), axis, (47 * k, 32 * k, 33 * k)),
+            ellipsoid(centre(8, -18, -8), (0.9, -0.2, -0.3), (46 * k, 30 * k, 36 * k)),
+            ellipsoid(centre(-29, 6, 4), (0.1, 0.1, 1.0), (36 * k, 24 * k, 27 * k)),
+            ellipsoid(centre(2, 36, 24), (1.0, 0.05, 0.1), (34 * k, 20 * k, 22 * k)),
         ]
     )
     chambers = np.array(
         [
-            ellipsoid(at(41, 7, -7), axis, (37 * k, 22 * k, 23 * k)),
-            ellipsoid(at(6, -19, -8), (0.9, -0.2, -0.3), (41 * k, 25 * k, 31 * k)),
-            ellipsoid(at(-29, 6, 4), (0.1, 0.1, 1.0), (33 * k, 21 * k, 24 * k)),
-            ellipsoid(at(2, 36, 24), (1.0, 0.05, 0.1), (32 * k, 18 * k, 20 * k)),
+            ellipsoid(centre(41, 7, -7), axis, (37 * k, 22 * k, 23 * k)),
+            ellipsoid(centre(6, -19, -8), (0.9, -0.2, -0.3), (41 * k, 25 * k, 31 * k)),
+            ellipsoid(centre(-29, 6, 4), (0.1, 0.1, 1.0), (33 * k, 21 * k, 24 * k)),
+            ellipsoid(centre(2, 36, 24), (1.0, 0.05, 0.1), (32 * k, 18 * k, 20 * k)),
         ]
     )
     return tubes, heart, chambers
@@ -551,6 +613,9 @@ def distances(
     for name in ("aorta", "vein", "pulmonary", "airway", "oesophagus", "left_atrium"):
         shapes.capsule_distance(x, y, z, anatomy.tubes[name], tube)
     middle = tube - 2.0
+    filler = np.full(d_cage.shape, 60.0)
+    shapes.capsule_distance(x, y, z, anatomy.tubes["hilar"], filler)
+    shapes.smooth_min(middle, filler, 10.0)
     bulge = 2.5 * texture(anatomy, "lung_coarse", x, y, z)
     heart = heart + 0.6 * bulge
     shapes.smooth_min(middle, heart - 2.0 - p.fat_mm * 0.2 - 1.4 * bulge, 9.0)
@@ -558,11 +623,11 @@ def distances(
     spine = np.hypot((x[None, :] - xs) / 1.12, y[:, None] - ys - 2.0) - 18.5
     shapes.smooth_min(middle, spine, 14.0)
     # the plate of fat between the lungs, thin in front of the heart and aorta
-    half = float(np.interp(t, (0.2, 0.45, 0.6, 0.75, 0.88, 1.0), (9.0, 6.0, 9.0, 17.0, 22.0, 27.0)))
+    half = float(np.interp(t, (0.2, 0.45, 0.6, 0.75, 0.88, 1.0), (9.0, 8.0, 15.0, 22.0, 24.0, 27.0)))
     front = -0.9 * p.depth_front_mm
     narrow = np.clip((y[:, None] - front) / (0.5 * p.depth_front_mm), 0.0, 1.0)
     plate = np.abs(x[None, :] - 4.0 + np.sin(np.deg2rad(anatomy.turn_deg)) * y[:, None]) - half * (0.25 + 0.75 * narrow)
-    plate = np.maximum(plate, y[:, None] - ys)
+    plate = np.maximum(plate + 1.6 * bulge, y[:, None] - ys)
     shapes.smooth_min(middle, plate, 12.0)
     height, factor = _dome(anatomy, x, y)
     below = (height - z) * factor
@@ -629,29 +694,25 @@ def _place_nodules(patient: Patient, rng: np.random.Generator, lung: np.ndarray)
     return placed
 
 
-def _bend(tree: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Long straight branches become gently curved: three pieces each, the ends stay."""
-    start, end, r0, r1 = tree[:, 0:3], tree[:, 4:7], tree[:, 3], tree[:, 7]
-    length = np.linalg.norm(end - start, axis=1)
-    side = np.cross(end - start, rng.standard_normal(start.shape))
-    side /= np.linalg.norm(side, axis=1)[:, None] + 1e-9
-    side *= (length * rng.normal(0, 0.09, len(tree)))[:, None]
-    nodes = [start, start + (end - start) / 3 + side, start + (end - start) * 2 / 3 + 0.8 * side, end]
-    radii = [r0, (2 * r0 + r1) / 3, (r0 + 2 * r1) / 3, r1]
-    pieces = [np.column_stack([nodes[k], radii[k], nodes[k + 1], radii[k + 1], tree[:, 8]]) for k in range(3)]
-    return np.concatenate(pieces)
+def _limb(tree: np.ndarray, shift: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The bronchi beside the thick arteries of a lobe: moved aside by `shift`, the first ones from `start` (n, 3)."""
+    thick = tree[tree[:, 8] > 14]
+    first = thick[:, 9] > 0
+    air = thick[:, :9].copy()
+    for a in (0, 4):
+        air[:, a : a + 3] += shift * (thick[:, a + 3] * 1.75 + 0.5)[:, None]
+        air[:, a + 3] = np.minimum(thick[:, a + 3] * 0.85, 3.6)
+    for n in np.flatnonzero(first):
+        air[n, :3] = start[np.argmin(np.linalg.norm(start - air[n, 4:7], axis=1))]
+    return air
 
 
 def _trees(anatomy: Anatomy, rng: np.random.Generator, lung: np.ndarray) -> dict[str, np.ndarray]:
     """Arteries, veins and airways of both lungs, sorted into one array each (n, 9)."""
     p = anatomy.patient
     out: dict[str, list[np.ndarray]] = {"artery": [], "vein": [], "airway": []}
-    hila = anatomy.tubes["hila"]
-    for side, (artery_root, airway_root) in (
-        (-1.0, (hila[0, 0:3], hila[1, 0:3])),
-        (1.0, (hila[0, 4:7], hila[1, 4:7])),
-    ):
-        here = lung[(lung[:, 0] * side > 0) & (lung[:, 3] < -2.5)]
+    for side, name in ((-1.0, "right"), (1.0, "left")):
+        here = lung[(lung[:, 0] * side > 0) & (lung[:, 3] < -3.5)]
         lobe = np.zeros(len(here), int)
         clear = np.ones(len(here), bool)
         for f in anatomy.fissures:
@@ -665,29 +726,21 @@ def _trees(anatomy: Anatomy, rng: np.random.Generator, lung: np.ndarray) -> dict
                 front = lobe == 0
                 lobe[front & (d > 0)] = 2
                 clear &= ~front | (np.abs(d) > 4.0)
+        airway = anatomy.tubes[f"root_airway_{name}"][:, :3]
         for kind in ("artery", "vein"):
-            root = artery_root if kind == "artery" else artery_root + np.array([-6.0 * side, 2.0, -26.0])
             for n in np.unique(lobe):
                 places = here[(lobe == n) & clear, :3]
-                want = max(int(len(places) * 0.24 * p.vessels), 8)
+                want = max(int(len(places) * 0.36 * p.vessels), 8)
                 chosen = places[rng.choice(len(places), min(want, len(places)), replace=False)]
                 chosen = chosen + rng.uniform(-2.4, 2.4, chosen.shape)
-                if kind == "artery":  # lobar vessels leave the trunk along their bronchus
-                    tree = shapes.grow_tree(chosen, root, rng.uniform(size=len(chosen)), 2.75, p.vessel_mm / 2)
-                    thick = tree[tree[:, 8] > 34]
-                    air = thick.copy()
-                    shift = np.array([0.25 * side, 0.75, 0.6])
-                    for a in (0, 4):
-                        gap = thick[:, a + 3] * 1.8 + 0.6
-                        blend = np.clip(np.linalg.norm(thick[:, a : a + 3] - root, axis=1) / 15.0, 0, 1)[:, None]
-                        air[:, a : a + 3] = (
-                            thick[:, a : a + 3] + shift * gap[:, None] * blend + (airway_root - root) * (1 - blend)
-                        )
-                        air[:, a + 3] = np.minimum(thick[:, a + 3] * 0.8, 5.0)
-                    out["airway"].append(air)
+                if kind == "vein":
+                    root = anatomy.tubes[f"root_vein_{name}_{'lower' if n == 1 else 'upper'}"]
                 else:
-                    tree = shapes.grow_tree(chosen, root, rng.uniform(size=len(chosen)), 2.75, p.vessel_mm / 2)
-                out[kind].append(_bend(tree, rng))
+                    root = anatomy.tubes[f"root_artery_{name}"]
+                tree = shapes.grow_fan(chosen, root[:, 4:7].copy(), 0.6, 2.75, p.vessel_mm / 2)
+                out[kind].append(tree[:, :9])
+                if kind == "artery":
+                    out["airway"].append(_limb(tree, np.array([-0.35 * side, 0.75, 0.5]), airway))
     return {name: np.concatenate(parts) for name, parts in out.items()}
 
 

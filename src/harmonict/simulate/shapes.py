@@ -268,13 +268,13 @@ def paint_wall(image, d_cage, x, y, z, w, radial, ribs, rib_z, rib_fade, values,
                 continue
             coarse = _noise(cube, frames[0], px, py, z)
             fine = _noise(cube, frames[1], px, py, z)
-            septa = 1.0 - abs(coarse) * 5.0
+            septa = max(0.0, 1.0 - abs(coarse + 0.3 * fine) * 6.0)
             _put(
                 image,
                 i,
                 j,
                 c,
-                values[1, 0] + 5.0 * fine + (18.0 * septa if septa > 0 else 0.0),
+                values[1, 0] + 5.0 * fine + 30.0 * septa,
                 values[1, 1],
                 values[1, 2],
             )
@@ -349,7 +349,7 @@ def paint_wall(image, d_cage, x, y, z, w, radial, ribs, rib_z, rib_fade, values,
                         _put(image, i, j, m, values[4, 0] * g, values[4, 1] * g, values[4, 2])
             m = _cover(q, w)
             if m > 0.0:
-                _put(image, i, j, m, values[7, 0] + 4.0 * fine, values[7, 1], values[7, 2])
+                _put(image, i, j, m, values[7, 0] + 5.0 * fine + 45.0 * septa, values[7, 1], values[7, 2])
 
 
 @njit(cache=True, fastmath=True)
@@ -424,69 +424,62 @@ def paint_lung(image, d_lung, side_map, x, y, z, w, numbers, cube, frames, fissu
 
 
 @njit(cache=True)
-def grow_tree(points, root, branch, power, terminal_mm):
-    """A tree from `root` to every point, by halving the set of points again and again.
+def grow_fan(points, roots, straight, power, terminal_mm):
+    """Trees that reach every point from the nearest of `roots`, with long branches that fan out.
 
-    points (n, 3): the places to reach. Returns float64 (m, 9): x0 y0 z0 r0 x1 y1 z1 r1 and the number of ends served.
-    Radii follow Murray: r = terminal_mm * ends^(1/power). branch (n,): uniform numbers that make it irregular.
+    A point joins the tree where its distance to it plus `straight` times the way back to the root is least (a balanced
+    spanning tree: 0 is the shortest wiring, 1 and more a star), then the branches are smoothed.
+    points (n, 3), roots (m, 3). Returns float64 (n, 10): x0 y0 z0 r0 x1 y1 z1 r1, the number of ends served and 1 where
+    the branch leaves a root. Radii follow Murray: r = terminal_mm * ends^(1/power).
     """
-    n = len(points)
-    order = np.arange(n)
-    out = np.empty((3 * n + 10, 9))
-    count = 0
-    stack = np.empty((200, 6))
-    stack[0, 0], stack[0, 1] = 0, n
-    stack[0, 2:5] = root
-    stack[0, 5] = terminal_mm * n ** (1.0 / power)
-    top = 1
-    while top > 0:
-        top -= 1
-        lo, hi = int(stack[top, 0]), int(stack[top, 1])
-        start = stack[top, 2:5].copy()
-        r_start = stack[top, 5]
-        size = hi - lo
-        radius = terminal_mm * size ** (1.0 / power)
-        centre = np.zeros(3)
-        for k in range(lo, hi):
-            centre += points[order[k]]
-        centre /= size
-        u = branch[(lo * 7 + hi * 13) % n]
-        if size == 1:
-            end = centre
-        else:
-            end = start + (centre - start) * (0.48 + 0.26 * u)
-        out[count, 0:3] = start
-        out[count, 3] = min(r_start, radius * 1.15)
-        out[count, 4:7] = end
-        out[count, 7] = radius if size > 1 else 0.6 * radius
-        out[count, 8] = size
-        count += 1
-        if size == 1:
-            continue
-        # split across the direction of greatest spread (power iteration), not exactly in the middle
-        cov = np.zeros((3, 3))
-        for k in range(lo, hi):
-            e = points[order[k]] - centre
-            for a in range(3):
-                for b in range(3):
-                    cov[a, b] += e[a] * e[b]
-        axis = np.array([u - 0.3, branch[(lo * 3 + hi * 5) % n] - 0.4, branch[(lo * 11 + hi) % n] - 0.6])
-        for _ in range(4):
-            axis = cov @ axis
-            axis /= np.sqrt((axis * axis).sum()) + 1e-12
-        keys = np.empty(size)
-        for k in range(size):
-            e = points[order[lo + k]] - centre
-            keys[k] = e[0] * axis[0] + e[1] * axis[1] + e[2] * axis[2]
-        rank = np.argsort(keys)
-        chosen = order[lo:hi].copy()
-        for k in range(size):
-            order[lo + k] = chosen[rank[k]]
-        cut = int(size * (0.16 + 0.36 * u))
-        cut = lo + min(max(cut, 1), size - 1)
-        for a, b in ((lo, cut), (cut, hi)):
-            stack[top, 0], stack[top, 1] = a, b
-            stack[top, 2:5] = end
-            stack[top, 5] = radius
-            top += 1
-    return out[:count]
+    n, m = len(points), len(roots)
+    at = np.empty((m + n, 3))
+    at[:m] = roots
+    parent = np.full(m + n, -1)
+    way = np.zeros(m + n)
+    best = np.full(n, 1e18)
+    near = np.zeros(n, np.int64)
+    done = np.zeros(n, np.bool_)
+    for step in range(m + n):
+        if step >= m:
+            low = 1e18
+            chosen = -1
+            for i in range(n):
+                if not done[i] and best[i] < low:
+                    low, chosen = best[i], i
+            done[chosen] = True
+            at[step] = points[chosen]
+            parent[step] = near[chosen]
+            way[step] = way[near[chosen]] + np.sqrt(((at[step] - at[near[chosen]]) ** 2).sum())
+        qx, qy, qz = at[step]
+        for i in range(n):
+            if not done[i]:
+                d = np.sqrt((points[i, 0] - qx) ** 2 + (points[i, 1] - qy) ** 2 + (points[i, 2] - qz) ** 2)
+                cost = d + straight * (d + way[step])
+                if cost < best[i]:
+                    best[i], near[i] = cost, step
+    ends = np.zeros(m + n)
+    heir = np.full(m + n, -1)
+    for k in range(m + n - 1, m - 1, -1):  # a child comes after its parent
+        ends[k] = ends[k] + 0.25 if ends[k] > 0 else 1.0
+        up = parent[k]
+        if heir[up] < 0 or ends[k] > ends[heir[up]]:
+            heir[up] = k
+        ends[up] += ends[k]
+    for _ in range(4):
+        old = at.copy()
+        for k in range(m, m + n):
+            if heir[k] >= 0:
+                at[k] = 0.4 * old[k] + 0.3 * (old[parent[k]] + old[heir[k]])
+    out = np.empty((n, 10))
+    for k in range(m, m + n):
+        up = parent[k]
+        radius = terminal_mm * ends[k] ** (1.0 / power)
+        above = terminal_mm * ends[up] ** (1.0 / power) if up >= m else radius
+        out[k - m, 0:3] = at[up]
+        out[k - m, 3] = min(above, 1.12 * radius)
+        out[k - m, 4:7] = at[k]
+        out[k - m, 7] = radius if heir[k] >= 0 else 0.6 * radius
+        out[k - m, 8] = ends[k]
+        out[k - m, 9] = 1.0 if up < m else 0.0
+    return out

@@ -47,7 +47,7 @@ def render(
         [v["skin"], v["fat"], v["muscle"], v["cortex"], bone, v["cartilage"], v["gland"], v["fat"], v["fat"], v["fat"]]
     )
     numbers = np.array(
-        [0.1 if lungman else p.skin_mm, 9.5, 0.0 if lungman else p.marbling, 1.7, p.gland, 0.12, anatomy.turn_deg]
+        [0.1 if lungman else p.skin_mm, 11.0, 0.0 if lungman else p.marbling, 1.0, p.gland, 0.12, anatomy.turn_deg]
     )
     side = np.array([[-1.0], [1.0]])
     row = np.array([[0.42 * p.half_width_mm + 30, -p.depth_front_mm * 0.85 - 22, 0.42 * p.lung_height_mm, 62.0, 58.0]])
@@ -91,6 +91,8 @@ def render(
             shapes.blend(image, cover, value, _NONE)
         return cover
 
+    if not lungman:
+        tubes(anatomy.tubes["nodes"], v["node"])
     tubes(anatomy.tubes["vein"], v["venous"])
     tubes(anatomy.tubes["left_atrium"], v["arterial"])
     tubes(anatomy.tubes["pulmonary"], v["arterial"])
@@ -285,8 +287,8 @@ def _scapulae(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray,
     if t < 0.47:
         return
     table = outline(anatomy, z)
-    medial = float(np.interp(t, (0.47, 0.6, 0.8, 1.05), (128, 142, 146, 144)))
-    lateral = float(np.interp(t, (0.47, 0.6, 0.8, 1.05), (120, 108, 101, 96)))
+    medial = float(np.interp(t, (0.47, 0.6, 0.8, 1.05), (126, 138, 143, 142)))
+    lateral = float(np.interp(t, (0.47, 0.6, 0.8, 1.05), (118, 107, 101, 96)))
     cover = np.zeros((len(y), len(x)), np.float32)
     inner = np.zeros_like(cover)
     for side in (-1.0, 1.0):
@@ -297,7 +299,7 @@ def _scapulae(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray,
         radius = np.interp(k, bins, table[0]) + (np.interp(k, bins, table[3]) + 1.5) / np.interp(k, bins, table[1])
         if t > 0.8:  # the glenoid stands further out
             radius[-2:] += np.array([3.0, 8.0]) * (t - 0.8) / 0.2 * 2
-        radius = radius + p.muscle * np.linspace(-4.0, 13.0, 7) * float(np.interp(t, (0.47, 0.7), (0.3, 1.0)))
+        radius = radius + p.muscle * np.linspace(-1.0, 4.0, 7) * float(np.interp(t, (0.47, 0.7), (0.3, 1.0)))
         px, py = radius * np.sin(np.deg2rad(where)), -radius * np.cos(np.deg2rad(where))
         thick = np.interp(np.linspace(0, 1, 7), (0, 0.12, 0.4, 0.75, 1.0), (2.2, 1.5, 1.2, 2.2, 4.2))
         thick = thick * float(np.interp(t, (0.47, 0.52, 0.9), (0.5, 1.0, 1.25)))
