@@ -23,8 +23,8 @@ from harmonict.dicom.masks import mask_references, write_masks
 from harmonict.dicom.write import Derivation, derived_series_uid, stale_temporaries, write_series
 from harmonict.harmonizer import About, Harmonizer
 from harmonict.methods import load_model
-from harmonict.physics.kernel import Kernel
-from harmonict.physics.mtf import skin_air_mtf
+from harmonict.physics.kernel import Kernel, crossing
+from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf
 from harmonict.physics.nps import uniform_noise_sd
 from harmonict.scale import map_series
 from harmonict.volumes import write_volume
@@ -118,7 +118,7 @@ def harmonize_one(task: Task) -> dict[str, Any]:
         "reason": about.note,
         "source_kernel": series.protocol.kernel,
         **_change(series, result),
-        "source_f50_per_mm": _measure(lambda: skin_air_mtf(series).f50_per_mm),
+        "source_f50_per_mm": _measure(lambda: _source_f50(series, about)),
         "f50_per_mm": _measure(lambda: skin_air_mtf(result).f50_per_mm),
         "source_noise_hu": _measure(lambda: uniform_noise_sd(series)),
         "noise_hu": _measure(lambda: uniform_noise_sd(result)),
@@ -240,6 +240,12 @@ def _measure(measure: Callable[[], float]) -> float:
         return round(float(measure()), 4)
     except HarmonictError:
         return float("nan")
+
+
+def _source_f50(series: Series, about: About) -> float:
+    """What the method measured already is not measured again."""
+    mtf = about.measured.get("source_mtf")
+    return skin_air_mtf(series).f50_per_mm if mtf is None else crossing(FREQUENCIES_PER_MM, mtf, 0.5)
 
 
 def _safe(name: str) -> str:

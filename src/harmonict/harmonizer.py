@@ -22,24 +22,10 @@ from torch import Tensor, nn
 from harmonict import __version__
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.padding import fill_padding
-from harmonict.data import SlicePairs
+from harmonict.data import About, SlicePairs
 from harmonict.physics.kernel import Kernel
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
-
-
-@dataclasses.dataclass(frozen=True)
-class About:
-    """What a method knows of the source beside its pixels: computed once a series, carried with every batch of it.
-
-    pixel_mm: in-plane spacing (y, x). measured: arrays that `describe` added under names of the method's own.
-    note: one line for the user where the source limits what can be done ("" = nothing to say).
-    """
-
-    pixel_mm: tuple[float, float]
-    protocol: ScanProtocol = dataclasses.field(default_factory=ScanProtocol)
-    measured: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    note: str = ""
 
 
 class Harmonizer(nn.Module):
@@ -97,7 +83,7 @@ class Harmonizer(nn.Module):
         target: ScanProtocol | None = None,
         *,
         about: About | None = None,
-        slices_at_once: int = 4,
+        slices_at_once: int = 8,
     ) -> Series:
         """The series as the target protocol (default: the one that the model was fitted for) would show it.
 

@@ -19,8 +19,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from scipy import ndimage
-from scipy.fft import next_fast_len
+from scipy import fft, ndimage
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.data import SlicePair, SlicePairs
 from harmonict.harmonizer import About, Harmonizer
 from harmonict.physics.kernel import Kernel, crossing
-from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf
+from harmonict.physics.mtf import FREQUENCIES_PER_MM, in_threads, skin_air_mtf
 from harmonict.physics.nps import NoiseSpectrum, patient_nps
 
 PAIR_FREQUENCIES_PER_MM = np.arange(131) * 0.01  # up to the corner of 0.54 mm pixels
@@ -75,7 +74,7 @@ class MTFRatio(Harmonizer):
         super().__init__(config, target=target)
         for name in ("gain", "taps", "taps_pixel_mm", "target_mtf", "target_nps", "source_mtf"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
-        self._kept: tuple[About, tuple[int, int], Tensor] | None = None
+        self._kept: tuple[About, tuple[int, int], np.ndarray] | None = None
 
     # -- three ways to a model -----------------------------------------------------------------------------------
 
@@ -175,18 +174,22 @@ class MTFRatio(Harmonizer):
         py, px = about.pixel_mm
         h, w = x.shape[-2:]
         my, mx = min(h - 1, round(MARGIN_MM / py)), min(w - 1, round(MARGIN_MM / px))
-        shape = next_fast_len(h + 2 * my, real=True), next_fast_len(w + 2 * mx, real=True)
+        shape = fft.next_fast_len(h + 2 * my, real=True), fft.next_fast_len(w + 2 * mx, real=True)
         response = self._response(shape, about)
-        wide = torch.empty(shape)
-        out = torch.empty_like(x)
-        for n in range(len(x)):  # one by one: the same numbers whatever the batch
-            _reflect(x[n, 0], my, mx, out=wide)
-            spectrum = torch.fft.rfft2(wide)
-            spectrum *= response
-            out[n, 0] = torch.fft.irfft2(spectrum, s=shape)[my : my + h, mx : mx + w]
-        return out
+        source = x.cpu().numpy()
+        out = np.empty_like(source)
 
-    def _response(self, shape: tuple[int, int], about: About) -> Tensor:
+        def filtered(n: int) -> None:  # slice by slice: the same numbers whatever the batch
+            wide = np.empty(shape, np.float32)
+            _reflect(source[n, 0], my, mx, out=wide)
+            spectrum = fft.rfft2(wide, overwrite_x=True)
+            spectrum *= response
+            out[n, 0] = fft.irfft2(spectrum, s=shape, overwrite_x=True)[my : my + h, mx : mx + w]
+
+        in_threads(filtered, range(len(source)))
+        return torch.from_numpy(out).to(x.device)
+
+    def _response(self, shape: tuple[int, int], about: About) -> np.ndarray:
         """The filter on the grid of `rfft2`, kept from one batch of a series to the next."""
         if self._kept is not None and self._kept[0] is about and self._kept[1] == shape:
             return self._kept[2]
@@ -200,21 +203,21 @@ class MTFRatio(Harmonizer):
             half = np.minimum(np.hypot(fy[: shape[0] // 2 + 1, None], fx[None, :]), frequency[-1])
             response = PchipInterpolator(frequency, gain)(half)
             response = np.concatenate([response, response[1 : (shape[0] + 1) // 2][::-1]])
-        self._kept = about, shape, torch.from_numpy(response.astype(np.float32))
+        self._kept = about, shape, response.astype(np.float32)
         return self._kept[2]
 
 
-def _reflect(image: Tensor, my: int, mx: int, *, out: Tensor) -> None:
+def _reflect(image: np.ndarray, my: int, mx: int, *, out: np.ndarray) -> None:
     """`image` in the middle of `out`, mirrored at its border to at least the margins; the last row and column of the
     mirror image fill what is left."""
     h, w = image.shape
     core = out[my : my + h]
     core[:, mx : mx + w] = image
-    core[:, :mx] = image[:, 1 : mx + 1].flip(1)
-    core[:, mx + w : w + 2 * mx] = image[:, w - 1 - mx : w - 1].flip(1)
+    core[:, :mx] = image[:, mx:0:-1]
+    core[:, mx + w : w + 2 * mx] = image[:, w - 1 - mx : w - 1][:, ::-1]
     core[:, w + 2 * mx :] = core[:, w + 2 * mx - 1 : w + 2 * mx]
-    out[:my] = out[my + 1 : 2 * my + 1].flip(0)
-    out[my + h : h + 2 * my] = out[h - 1 : my + h - 1].flip(0)
+    out[:my] = out[2 * my : my : -1]
+    out[my + h : h + 2 * my] = out[h - 1 : my + h - 1][::-1]
     out[h + 2 * my :] = out[h + 2 * my - 1]
 
 

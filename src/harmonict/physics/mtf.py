@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from scipy import ndimage
@@ -13,6 +17,8 @@ from skimage.measure import find_contours
 
 from harmonict.core import HarmonictError, Series
 from harmonict.physics.kernel import Kernel, crossing
+
+Result = TypeVar("Result")
 
 FREQUENCIES_PER_MM = np.arange(64) * 0.02
 """The 64 frequencies at which a skin-air MTF is given, 0 to 1.26 cycles per mm (Sanders 2016 uses 64 samples)."""
@@ -66,12 +72,13 @@ def skin_air_mtf(series: Series, *, max_slices: int = 12) -> SkinMTF:
     Raises HarmonictError where no slice shows enough clean skin beside air (a head in a holder, a body that fills the
     field of view, an image in other units than HU).
     """
-    results = []
-    for z in spread_slices(series.hu.shape[0], max_slices):
+
+    def measure(z: int):
         padding = None if series.padding is None else series.padding[z]
-        found = _slice_mtf(series.hu[z], series.pixel_mm, padding)
-        if found is not None:
-            results.append((z, *found))
+        return _slice_mtf(series.hu[z], series.pixel_mm, padding)
+
+    slices = spread_slices(series.hu.shape[0], max_slices)
+    results = [(z, *found) for z, found in zip(slices, in_threads(measure, slices), strict=True) if found is not None]
     if not results:
         raise HarmonictError(
             f"{series.name or 'series'}: no clean border between skin and air, so no MTF can be measured there; "
@@ -89,6 +96,12 @@ def skin_air_mtf(series: Series, *, max_slices: int = 12) -> SkinMTF:
         sectors_used=sum(r[2] for r in results),
         sectors=sum(r[3] for r in results),
     )
+
+
+def in_threads(work: Callable[[int], Result], slices: Sequence[int]) -> list[Result]:
+    """work(z) for each slice, in order; NumPy and SciPy let go of the interpreter for most of it."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, slices))
 
 
 def spread_slices(count: int, wanted: int) -> list[int]:

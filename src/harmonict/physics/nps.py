@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from harmonict.core import HarmonictError, Series
-from harmonict.physics.mtf import body_mask, spread_slices
+from harmonict.physics.mtf import body_mask, in_threads, spread_slices
 
 TISSUE_HU = (-30.0, 200.0)  # heart, vessels, liver, muscle; fat is streaked with strands
 FAT_TO_TISSUE_HU = (-150.0, 200.0)  # where there is too little of the former
@@ -104,13 +104,15 @@ def patient_nps(series: Series, *, max_slices: int = 12, patch_mm: float = 20.0)
 
 def _patches(series: Series, max_slices: int, patch_mm: float) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per slice: patches (n, h, w) of soft tissue and their detrended SD (n,)."""
+    slices = spread_slices(series.hu.shape[0], max_slices)
     for hu_range in (TISSUE_HU, FAT_TO_TISSUE_HU):
-        found = []
-        for z in spread_slices(series.hu.shape[0], max_slices):
+
+        def look(z: int, hu_range: Sequence[float] = hu_range):
             padding = None if series.padding is None else series.padding[z]
             patches = _slice_patches(series.hu[z], series.pixel_mm, padding, patch_mm, hu_range)
-            if len(patches):
-                found.append((patches, _detrended(patches, 1).std(axis=(1, 2))))
+            return (patches, _detrended(patches, 1).std(axis=(1, 2))) if len(patches) else None
+
+        found = [f for f in in_threads(look, slices) if f is not None]
         if sum(len(p) for p, _ in found) >= 8:
             return found
     return found
