@@ -696,12 +696,12 @@ def _place_nodules(patient: Patient, rng: np.random.Generator, lung: np.ndarray)
 
 def _limb(tree: np.ndarray, shift: np.ndarray, start: np.ndarray) -> np.ndarray:
     """The bronchi beside the thick arteries of a lobe: moved aside by `shift`, the first ones from `start` (n, 3)."""
-    thick = tree[tree[:, 8] > 14]
+    thick = tree[tree[:, 8] > 24]
     first = thick[:, 9] > 0
     air = thick[:, :9].copy()
     for a in (0, 4):
-        air[:, a : a + 3] += shift * (thick[:, a + 3] * 1.75 + 0.5)[:, None]
-        air[:, a + 3] = np.minimum(thick[:, a + 3] * 0.85, 3.6)
+        air[:, a : a + 3] += shift * (thick[:, a + 3] * 1.75 + 0.4)[:, None]
+        air[:, a + 3] = np.minimum(thick[:, a + 3] * 0.74, 3.2)
     for n in np.flatnonzero(first):
         air[n, :3] = start[np.argmin(np.linalg.norm(start - air[n, 4:7], axis=1))]
     return air
@@ -725,19 +725,19 @@ def _trees(anatomy: Anatomy, rng: np.random.Generator, lung: np.ndarray) -> dict
             else:
                 front = lobe == 0
                 lobe[front & (d > 0)] = 2
-                clear &= ~front | (np.abs(d) > 4.0)
+                clear &= ~front | (np.abs(d) > 2.5)
         airway = anatomy.tubes[f"root_airway_{name}"][:, :3]
         for kind in ("artery", "vein"):
             for n in np.unique(lobe):
                 places = here[(lobe == n) & clear, :3]
-                want = max(int(len(places) * 0.36 * p.vessels), 8)
+                want = max(int(len(places) * 0.58 * p.vessels), 8)
                 chosen = places[rng.choice(len(places), min(want, len(places)), replace=False)]
                 chosen = chosen + rng.uniform(-2.4, 2.4, chosen.shape)
                 if kind == "vein":
                     root = anatomy.tubes[f"root_vein_{name}_{'lower' if n == 1 else 'upper'}"]
                 else:
                     root = anatomy.tubes[f"root_artery_{name}"]
-                tree = shapes.grow_fan(chosen, root[:, 4:7].copy(), 0.6, 2.75, p.vessel_mm / 2)
+                tree = shapes.grow_fan(chosen, root[:, 4:7].copy(), 0.42, 2.9, p.vessel_mm / 2)
                 out[kind].append(tree[:, :9])
                 if kind == "artery":
                     out["airway"].append(_limb(tree, np.array([-0.35 * side, 0.75, 0.5]), airway))

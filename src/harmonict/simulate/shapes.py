@@ -349,7 +349,10 @@ def paint_wall(image, d_cage, x, y, z, w, radial, ribs, rib_z, rib_fade, values,
                         _put(image, i, j, m, values[4, 0] * g, values[4, 1] * g, values[4, 2])
             m = _cover(q, w)
             if m > 0.0:
-                _put(image, i, j, m, values[7, 0] + 5.0 * fine + 45.0 * septa, values[7, 1], values[7, 2])
+                # the fat of the mediastinum holds strands, small vessels, nodes and thymus
+                lump = _noise(cube, frames[2], 1.7 * px, 1.7 * py, 1.2 * z) + 0.3 * coarse - 0.55
+                hu = values[7, 0] + 5.0 * fine + 45.0 * septa + 75.0 * min(max(lump, 0.0), 1.0)
+                _put(image, i, j, m, hu, values[7, 1], values[7, 2])
 
 
 @njit(cache=True, fastmath=True)

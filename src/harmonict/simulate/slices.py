@@ -105,7 +105,7 @@ def render(
     lumen = np.zeros(shape, bool)
     if not lungman:
         walls = anatomy.trees["airway"].copy()
-        walls[:, [3, 7]] += 0.3 + 0.10 * walls[:, [3, 7]]
+        walls[:, [3, 7]] += 0.3 + 0.08 * walls[:, [3, 7]]
         tubes(walls, v["muscle"])
         tubes(anatomy.tubes["airway"], v["muscle"], grow=1.0)
         lumen |= tubes(anatomy.trees["airway"], v["air"]) > 0.5
