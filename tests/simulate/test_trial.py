@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from harmonict.core.cohort import COHORT_COLUMNS, read_cohort
 from harmonict.dicom.read import read_series
 from harmonict.physics.kernel import Kernel, write_kernel
 from harmonict.simulate import trial as module
-from harmonict.simulate.scanner import Scanner
+from harmonict.simulate.scanner import Scanner, slice_profile
 from harmonict.simulate.trial import check_trial, disk_bytes, load_trial, preset_names, run_trial, run_unit, units
 from harmonict.volumes import read_mask
 
@@ -254,6 +255,19 @@ def test_the_truth_is_what_the_images_show_without_noise_and_blur(made):
         assert truth.hu.min() == -1000
         assert abs((scan.hu - truth.hu)[lung].mean()) < 10 and abs((scan.hu - truth.hu).mean()) < 5
         assert np.corrcoef(scan.hu.ravel(), truth.hu.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("thickness", [0.5, 1.5, 0.7])
+def test_shared_sub_slices_are_those_of_each_slice_alone(config, tmp_path, thickness):
+    unit = replace(units(load_trial(config), tmp_path)[0], thickness_mm=thickness)
+    offsets, _ = slice_profile(0.5, thickness, Scanner())
+    centres = 60.0 + thickness * (np.arange(3) + 0.5)
+    for centre, slab in zip(centres, module._slabs(unit, centres), strict=True):
+        alone = unit.patient.slab(centre + offsets, 0.5, shape=slab.hu120.shape[1:])
+        assert slab.hu120.shape == alone.hu120.shape
+        assert np.allclose(slab.hu120, alone.hu120, atol=0.01) and np.allclose(slab.spectral, alone.spectral, atol=1e-4)
+        assert slab.masks.keys() == alone.masks.keys()
+        assert all(np.array_equal(slab.masks[name], alone.masks[name]) for name in slab.masks)
 
 
 def test_truth_weighs_sub_slices_by_what_lies_in_the_slice():

@@ -405,11 +405,34 @@ def _series(unit: Unit, protocols: list[ScanProtocol]) -> list[Simulation]:
 
 
 def _slabs(unit: Unit, centres: np.ndarray) -> Iterator[DigitalObject]:
-    """The thin sub-slices of each slice."""
+    """The thin sub-slices of each slice; those that two slices share (the profile's ramp) are made once."""
     shape = (unit.trial.object_matrix,) * 2
     offsets, _ = slice_profile(SUBSLICE_MM, unit.thickness_mm, _SCANNER)
+    slab, before = None, np.zeros(0)
     for centre in centres:
-        yield unit.patient.slab(centre + offsets, SUBSLICE_MM, shape=shape, fov_mm=_SCANNER.fov_mm)
+        z = centre + offsets
+        fresh = ~np.isclose(z[:, None], before, rtol=0, atol=1e-6).any(1)
+        new = unit.patient.slab(z[fresh], SUBSLICE_MM, shape=shape, fov_mm=_SCANNER.fov_mm)
+        slab = new if slab is None else _stacked(slab, new, len(z))
+        before = z
+        yield slab
+
+
+def _stacked(old: DigitalObject, new: DigitalObject, count: int) -> DigitalObject:
+    """The last sub-slices of `old` and all of `new`, `count` together."""
+    keep = count - len(new.hu120)
+    if keep == 0:
+        return new
+
+    def join(a: np.ndarray, b: np.ndarray, axis: int = 0) -> np.ndarray:
+        return np.concatenate([np.take(a, range(a.shape[axis] - keep, a.shape[axis]), axis), b], axis)
+
+    return DigitalObject(
+        join(old.hu120, new.hu120),
+        join(old.spectral, new.spectral, 1),
+        new.geometry,
+        {name: join(old.masks[name], mask) for name, mask in new.masks.items()},
+    )
 
 
 def _render(slab: DigitalObject, protocols: list[ScanProtocol], unit: Unit, z: int) -> list[np.ndarray]:
