@@ -6,8 +6,6 @@ Real pairs: every fit of mtf-ratio is scored where it was not fitted. siemens-ch
 by the filter that was fitted on the other half. canon-lungman has two slices: each is converted by the filter fitted on
 the other. `like` sees no pair: only the target's MTF and noise at the skin. ROIs are seeded boxes (harmonict.radiomics.
 rois) judged on the target image, none across the border of the halves; 93 features, bin width 25 HU.
-A file that clips air at -1024 HU is a floor for what is made of it: the results keep it, or dark noise that the target
-cannot hold rules the grey levels (the row "ratio, not clipped").
 LUNG1-001 to the kernel of C3N-00249: there is no truth, so what changed in tumour and lungs, noise and sharpness.
 """
 
@@ -84,8 +82,6 @@ def siemens_chest(folder: Path) -> None:
                 pairs = SlicePairs([(part(x, cut), 0, part(y, cut), 0)])
                 halves.append(MTFRatio(Config(fit=fit)).fit(pairs).harmonize(x).hu)
             after[fit] = x.with_hu(np.where(left, *halves))
-        if (source, target) == ("B10", "B70"):
-            after["ratio, not clipped"] = after["ratio"]
         score(f"{source} to {target}", x, y, after, inside)
 
 
@@ -116,7 +112,7 @@ def score(name: str, source: Series, target: Series, after: dict[str, Series], i
         after["like"] = MTFRatio.like([target]).harmonize(source)
     except HarmonictError as error:
         print(f"without pairs: {error}\n")
-    scans = {"before": source} | {n: s if "not" in n else keep_floor(s, source) for n, s in after.items()}
+    scans = {"before": source} | after
     rois = random_rois(target, rng=np.random.default_rng(SEED), within=inside)
     rows = []
     for scan, series in {**scans, "target": target}.items():
@@ -153,13 +149,6 @@ def score(name: str, source: Series, target: Series, after: dict[str, Series], i
     print(flush=True)
 
 
-def keep_floor(series: Series, source: Series) -> Series:
-    """Where 0.1 % of the source's pixels lie at its lowest value, the file clips there, and the result does too."""
-    measured = source.hu if source.padding is None else source.hu[~source.padding]
-    low = measured.min()
-    return series.with_hu(np.maximum(series.hu, low)) if np.mean(measured == low) > 1e-3 else series
-
-
 def features(series: Series, roi: Roi) -> dict[str, float]:
     box = series.hu[roi.box]
     return extract_features(box, np.ones(box.shape, bool), series.geometry.spacing_mm, TEXTURE)
@@ -180,7 +169,6 @@ def lung1(folder: Path) -> None:
     masks = {name: read_masks(structures, source, name)[name] for name in LUNGS}
     images = {"before": source}
     images |= {f: MTFRatio.like([example], Config(fit=f)).harmonize(source) for f in ("ratio", "wiener")}
-    images = {name: keep_floor(image, source) for name, image in images.items()}
     print("## LUNG1-001 (B19f) to the look of C3N-00249 (B40f)\n")
     print("| | f50 at the skin (1/mm) | noise in uniform tissue (HU) |\n|---|---|---|")
     for name, image in {**images, "C3N-00249": example}.items():

@@ -90,3 +90,11 @@ def test_an_unknown_method_or_setting_lists_the_known_ones():
 
 def test_settings_are_read_as_their_type():
     assert make_config(METHODS["histogram"].Config, {"levels": "64"}).levels == 64
+
+
+def test_a_file_that_clips_air_clips_it_again_and_no_other_does(model):
+    clipped = SOURCE.with_hu(np.maximum(SOURCE.hu, -1010), padding=None)
+    assert model.harmonize(clipped).hu.min() >= -1010
+    free = toy_series(blur_mm=0.8, noise_hu=20, seed=3)
+    if model.name != "histogram":  # whose output has the reference's range
+        assert model.harmonize(free).hu.min() < -1024

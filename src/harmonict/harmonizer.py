@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from harmonict import __version__
 from harmonict.core import HarmonictError, ScanProtocol, Series
-from harmonict.core.padding import fill_padding
+from harmonict.core.padding import clip_floor, fill_padding
 from harmonict.data import About, SlicePairs
 from harmonict.physics.kernel import Kernel
 
@@ -87,12 +87,14 @@ class Harmonizer(nn.Module):
     ) -> Series:
         """The series as the target protocol (default: the one that the model was fitted for) would show it.
 
-        Padding is filled before and restored exactly after; outside `window_hu` the source's HU stay. Needs one more
-        copy of the HU and a few slices.
+        Padding is filled before and restored exactly after; outside `window_hu` the source's HU stay; a file that clips
+        air (at -1024, say) clips it again at the same value, as its scanner would. Needs one more copy of the HU and a
+        few slices.
         """
         target = target or self.target
         about = about or self.describe(series)
         out = np.empty_like(series.hu)
+        floor = clip_floor(series.hu, series.padding)
         for start in range(0, len(out), slices_at_once):
             part = slice(start, start + slices_at_once)
             source = series.hu[part]
@@ -105,7 +107,7 @@ class Harmonizer(nn.Module):
             if self.window_hu is not None:
                 outside = (source < self.window_hu[0]) | (source > self.window_hu[1])
                 keep = outside if keep is None else keep | outside
-            out[part] = result
+            np.maximum(result, floor, out=out[part])
             if keep is not None:
                 np.copyto(out[part], source, where=keep)
         changed = {name: getattr(target, name) for name in self.changes}

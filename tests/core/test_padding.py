@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from harmonict.core.padding import connected_to_border, fill_padding, find_padding
+from harmonict.core.padding import clip_floor, connected_to_border, fill_padding, find_padding
 
 
 def circle(size: int = 64, radius: float = 30.0) -> np.ndarray:
@@ -119,3 +119,15 @@ def test_real_series_whose_air_is_clipped_have_no_padding(data, series):
 
     files = sorted((data / "ct" / series / "image").iterdir())[:5]
     assert read_series(files).padding is None
+
+
+def test_a_file_clips_where_many_voxels_share_the_lowest_value():
+    rng = np.random.default_rng(0)
+    hu = rng.normal(-1000, 20, (4, 50, 50)).astype(np.float32)
+    assert clip_floor(hu) == -np.inf
+    assert clip_floor(np.maximum(hu, -1024)) == -1024
+    padding = np.zeros(hu.shape, bool)
+    padding[:, :5] = True
+    assert clip_floor(np.where(padding, np.float32(-2048), hu), padding) == -np.inf
+    assert clip_floor(np.where(padding, np.float32(-2048), np.maximum(hu, -1024)), padding) == -1024
+    assert clip_floor(np.maximum(hu, -1024)[0]) == -1024

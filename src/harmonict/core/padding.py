@@ -59,6 +59,28 @@ def fill_padding(hu: np.ndarray, padding: np.ndarray | None) -> np.ndarray:
     return filled
 
 
+def clip_floor(hu: np.ndarray, padding: np.ndarray | None = None) -> float:
+    """The HU at which a file clips air: its lowest measured value where at least 0.1 % of the voxels lie at it, else
+    minus infinity.
+
+    hu, padding: (z, y, x) or (y, x); padding counts for nothing.
+    """
+    images = hu[None] if hu.ndim == 2 else hu
+    outside = None if padding is None else padding.reshape(images.shape)
+    low, at_low, measured = np.inf, 0, 0
+    for z, image in enumerate(images):
+        values = image if outside is None else image[~outside[z]]
+        if not values.size:
+            continue
+        measured += values.size
+        least = values.min()
+        if least < low:
+            low, at_low = least, 0
+        if least == low:
+            at_low += int(np.count_nonzero(values == low))
+    return float(low) if at_low >= 1e-3 * max(measured, 1) else -np.inf
+
+
 def connected_to_border(mask: np.ndarray) -> np.ndarray:
     """The parts of a 2-D bool image that touch its border (neighbours share an edge)."""
     labels, count = ndimage.label(mask)

@@ -24,6 +24,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from harmonict.core import HarmonictError, ScanProtocol, Series
+from harmonict.core.padding import clip_floor
 from harmonict.data import SlicePair, SlicePairs
 from harmonict.harmonizer import About, Harmonizer
 from harmonict.physics.kernel import Kernel, crossing
@@ -377,7 +378,7 @@ def _pair_power(pair: SlicePair, patch: int, strict: bool) -> np.ndarray:
     if strict:
         clipped = np.zeros((h, w), bool)
         for hu in (pair.source, pair.target):
-            clipped |= hu <= _clip_floor(hu)
+            clipped |= hu <= clip_floor(hu)
     radius = np.hypot(
         np.fft.fftfreq(size, pair.pixel_mm[0])[:, None], np.fft.rfftfreq(size, pair.pixel_mm[1])[None, :]
     ).ravel()
@@ -396,12 +397,6 @@ def _pair_power(pair: SlicePair, patch: int, strict: bool) -> np.ndarray:
     return out
 
 
-def _clip_floor(hu: np.ndarray) -> float:
-    """The value at which the file clips air (its minimum, where at least 0.1 % of the pixels sit), else -inf."""
-    low = float(hu.min())
-    return low if np.mean(hu <= low) > 1e-3 else -np.inf
-
-
 def least_squares_taps(pairs: SlicePairs, taps: int) -> np.ndarray:
     """(taps, taps) float64: the point-symmetric filter with least squared error over the measured pixels.
 
@@ -418,7 +413,7 @@ def least_squares_taps(pairs: SlicePairs, taps: int) -> np.ndarray:
         source = np.pad(np.where(pair.measured, pair.source - centre, 0).astype(np.float32), half, mode="reflect")
         target = np.where(pair.measured, pair.target - pair.source, 0)
         use = ndimage.binary_erosion(pair.measured, np.ones((3, 3)), iterations=half, border_value=1)
-        clipped = (pair.source <= _clip_floor(pair.source)) | (pair.target <= _clip_floor(pair.target))
+        clipped = (pair.source <= clip_floor(pair.source)) | (pair.target <= clip_floor(pair.target))
         weight = np.where(ndimage.uniform_filter(clipped.astype(np.float32), taps) > 0.005, 0.1, 1.0)
         h, w = pair.source.shape
         for rows in np.array_split(np.arange(h), max(1, h // 32)):
