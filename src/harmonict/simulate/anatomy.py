@@ -242,7 +242,7 @@ def outline(anatomy: Anatomy, z: float) -> np.ndarray:
         wide = p.half_width_mm * at((0.55, 0.72, 0.85, 0.95, 1.05), (1.05, 1.24, 1.38, 1.42, 1.38))
         front = p.depth_front_mm * at((0.55, 0.75, 0.9, 1.05), (0.85, 0.88, 0.78, 0.62))
         back = (anatomy.back_mm - 8.0 if anatomy.back_mm else p.depth_back_mm + 20.0) * at(
-            (0.6, 0.9, 1.05), (0.86, 0.84, 0.8)
+            (0.6, 0.8, 0.92, 1.05), (0.86, 0.9, 0.98, 0.95)
         )
         a = np.deg2rad(ALPHA)
         depth = np.where(ALPHA < 90.0, front, back)
@@ -473,6 +473,7 @@ def _mediastinum(patient: Patient, rng: np.random.Generator) -> tuple[dict[str, 
             _chain([by(0, -8, -6, 13), by(0, -12, -34, 17), (4 * s, sp(zh) - 34, zh - 10 * e, 13)]),
             _chain([by(-12, -14, 4, 14), by(-12, -16, 44, 10)]),
             _chain([by(24, -22, -8, 12), by(20, -12, 22, 11)]),
+            _chain([(-12 * s, sp(0.65 * length) - 28, zh + 72 * e, 10), at(-17, 18, 72, 10), at(-18, 6, 70, 10)]),
             _chain([by(-20, -8, -12, 13), by(-34, -6, -34, 11), by(-40, 5, -58, 6)]),
             _chain([by(24, -8, -14, 13), by(38, -3, -28, 11), by(43, 7, -52, 6)]),
         ]
@@ -571,7 +572,7 @@ def _fissures(patient: Patient, rng: np.random.Generator) -> np.ndarray:
         n /= np.linalg.norm(n)
         through = np.array([side * 0.5 * patient.half_width_mm, 8.0, 0.50 * length])
         rows.append([side, *n, n @ through, 0.0, 1.0, 0.0])
-    n = np.array([0.1, 0.14, 1.0])
+    n = np.array([0.16, 0.24 + rng.normal(0, 0.05), 1.0])
     n /= np.linalg.norm(n)
     through = np.array([-0.5 * patient.half_width_mm, -30.0, 0.50 * length])
     rows.append([-1.0, *n, n @ through, 1.0, 1.0, 2.0])
@@ -725,7 +726,7 @@ def _trees(anatomy: Anatomy, rng: np.random.Generator, lung: np.ndarray) -> dict
             else:
                 front = lobe == 0
                 lobe[front & (d > 0)] = 2
-                clear &= ~front | (np.abs(d) > 2.5)
+                clear &= ~front | (np.abs(d) > 1.5)
         airway = anatomy.tubes[f"root_airway_{name}"][:, :3]
         for kind in ("artery", "vein"):
             for n in np.unique(lobe):

@@ -304,8 +304,8 @@ def paint_wall(image, d_cage, x, y, z, w, radial, ribs, rib_z, rib_fade, values,
                     if (
                         t == 2 and hi - lo > 20.0
                     ):  # the thick mass of the shoulder is many muscles: planes of fat between
-                        plane = _noise(cube, frames[2], px, py, 0.5 * z) + 0.15 * coarse
-                        m *= min(1.0, max(0.0, min(abs(plane - 0.1) * 9.0 - 0.5, (plane + 1.3) * 5.0)))
+                        plane = _noise(cube, frames[2], 0.35 * px, 0.45 * py, 0.3 * z) + 0.06 * coarse
+                        m *= min(1.0, max(0.0, abs(np.sin(2.4 * plane)) * 8.0 - 0.9))
                     hu = values[2, 0] + 5.0 * fine - (streak * 110.0 * marbling if streak > 0 else 0.0)
                     _put(image, i, j, m, hu, values[2, 1], values[2, 2])
             # between the ribs: inner and outer intercostals with a thin plane of fat

@@ -99,7 +99,9 @@ def render(
     tubes(anatomy.tubes["aorta"], v["arterial"])
     tubes(anatomy.tubes["oesophagus"], v["muscle"])
     if not lungman:
-        tubes(anatomy.tubes["oesophagus"], v["air"], grow=-4.2)
+        swallowed = shapes.sample_noise(cube, frames["warp"], np.array([[0.0, 0.0, z]]))[0]
+        if swallowed > 0.2:  # most of it lies collapsed
+            tubes(anatomy.tubes["oesophagus"], v["air"], grow=-5.4 + min(swallowed, 2.0))
     tubes(anatomy.trees["vein"], v["venous"])
     tubes(anatomy.trees["artery"], v["arterial"])
     lumen = np.zeros(shape, bool)
@@ -126,18 +128,10 @@ def render(
 
 
 def _table(image: np.ndarray, anatomy: Anatomy, x: np.ndarray, y: np.ndarray, w: float) -> None:
-    shapes.paint_table(
-        image,
-        x,
-        y,
-        w,
-        anatomy.back_mm + 1.5,
-        620.0,
-        205.0,
-        anatomy.values["carbon_fibre"],
-        anatomy.values["foam"],
-        22.0,
-    )
+    model = np.random.default_rng([anatomy.patient.seed, 9])  # couches differ from scanner to scanner
+    radius, plate = model.uniform(600.0, 1100.0), model.uniform(17.0, 30.0)
+    carbon, foam = anatomy.values["carbon_fibre"], anatomy.values["foam"]
+    shapes.paint_table(image, x, y, w, anatomy.back_mm + 1.5, radius, 205.0, carbon, foam, plate)
 
 
 def _parenchyma(
