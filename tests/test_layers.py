@@ -31,6 +31,7 @@ HOMES = {
     "matplotlib": {"report"},
     "dask": {"scale"},
     "lightning": {"train"},
+    "lightning_fabric": {"train"},
     "typer": {"cli"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

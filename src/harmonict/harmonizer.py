@@ -26,6 +26,7 @@ from harmonict.data import About, SlicePairs
 from harmonict.physics.kernel import Kernel
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
+CARD_FILE, CARD_PAGE = "card.json", "card.md"
 
 
 class Harmonizer(nn.Module):
@@ -42,11 +43,14 @@ class Harmonizer(nn.Module):
     Config: ClassVar[Any]
     changes: ClassVar[tuple[str, ...]] = ("kernel",)  # the fields of ScanProtocol that it translates
     window_hu: ClassVar[tuple[float, float] | None] = None  # outside of it the source's HU stay
+    sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> the settings that make it
+    limits: ClassVar[tuple[str, ...]] = ()  # sentences for the model card
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__()
         self.config = self.Config() if config is None else config
         self.target = target or ScanProtocol()
+        self.card: dict[str, Any] = {}  # what it was trained on and how well that went; `Run.card` fills it
 
     # -- what a method writes ------------------------------------------------------------------------------------
 
@@ -94,13 +98,15 @@ class Harmonizer(nn.Module):
         target = target or self.target
         about = about or self.describe(series)
         out = np.empty_like(series.hu)
+        device = self._to_device()
         floor = clip_floor(series.hu, series.padding)
         for start in range(0, len(out), slices_at_once):
             part = slice(start, start + slices_at_once)
             source = series.hu[part]
             padding = None if series.padding is None else series.padding[part]
             filled = source if padding is None else fill_padding(source, padding)
-            result = self.translate(torch.from_numpy(np.array(filled[:, None])), target, about)[:, 0].numpy()
+            x = torch.from_numpy(np.array(filled[:, None])).to(device)
+            result = self.translate(x, target, about)[:, 0].cpu().numpy()
             if not np.isfinite(result).all():
                 raise HarmonictError(f"{series.name}: {self.name} gave NaN or infinite HU from slice {start} on")
             keep = padding
@@ -119,7 +125,7 @@ class Harmonizer(nn.Module):
         return hashlib.sha256(json.dumps(self._config_json(), sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `weights.safetensors` into `folder`, whole or not at all."""
+        """Write `config.json`, `weights.safetensors` and the model card into `folder`, whole or not at all."""
         folder = Path(folder)
         if folder.exists() and not (folder / CONFIG_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise HarmonictError(f"{folder} is there and is no model; choose another --out")
@@ -129,6 +135,8 @@ class Harmonizer(nn.Module):
             try:
                 (temporary / WEIGHTS_FILE).write_bytes(self._weights())
                 (temporary / CONFIG_FILE).write_text(json.dumps(self._config_json(), indent=2) + "\n")
+                (temporary / CARD_FILE).write_text(json.dumps(self.card, indent=2) + "\n")
+                (temporary / CARD_PAGE).write_text(self._card_page())
                 os.chmod(temporary, 0o755)
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -151,6 +159,8 @@ class Harmonizer(nn.Module):
                 raise HarmonictError(f"{folder}: {WEIGHTS_FILE} does not match its SHA-256; copy the model again")
             model = cls(make_config(cls.Config, saved["config"]), target=ScanProtocol(**saved["target"]))
             state = load_tensors(weights)
+            card = Path(folder) / CARD_FILE
+            model.card = json.loads(card.read_text()) if card.exists() else {}
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise HarmonictError(f"{folder} is not a whole model: {' '.join(str(error).split())}") from None
         for key, value in state.items():  # buffers that `fit` creates have no shape before it
@@ -164,6 +174,42 @@ class Harmonizer(nn.Module):
             words = " ".join(str(error).split())
             raise HarmonictError(f"{folder}: weights and config.json do not fit: {words}") from None
         return model.eval()
+
+    def _to_device(self) -> torch.device:
+        """A network computes on the GPU where there is one, and always in one memory format: the order of its sums, and
+        with it the last bit, depends on that. What has no network stays on the CPU."""
+        parameter = next(self.parameters(), None)
+        if parameter is None:
+            return torch.device("cpu")
+        device = torch.device("cuda") if torch.cuda.is_available() else parameter.device
+        self.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return device
+
+    def _card_page(self) -> str:
+        """The model card for people: data, protocols, training, numbers, limits."""
+        paper = f" ({self.paper})" if self.paper else ""
+        lines = [f"# {self.name}{paper}", "", f"Translates to: {self.target.label()}.", ""]
+        settings = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(self.config).items())
+        lines += [f"Settings: {settings}.", ""] if settings else []
+        for side, data in self.card.get("data", {}).items():
+            lines.append(f"- {side}: {data['slice_pairs']} slices of {data['patients']} patients")
+        for pair in self.card.get("protocol_pairs", []):
+            lines.append(f"- {pair['source']} -> {pair['target']}: {pair['slice_pairs']} slices")
+        for loop in self.card.get("training", []):
+            lines.append(f"- trained for {loop['steps']} of {loop['of']} steps, {loop['seconds']:.0f} s")
+            if "validation_ccc" in loop:
+                lines.append(
+                    f"- on the validation patients: CCC {loop['validation_ccc']:.3f} (source as it is "
+                    f"{loop['source_ccc']:.3f}), mean absolute error {loop['validation_mae_hu']:.1f} HU "
+                    f"({loop['source_mae_hu']:.1f}), kept from step {loop['kept_step']}"
+                )
+        if not self.card:
+            lines.append("No training.")
+        elif "validation" not in self.card.get("data", {}):
+            lines.append("- no patients were held out: how well it does on others is not known")
+        lines += ["", "Limits:", "", *(f"- {text}" for text in self.limits)] if self.limits else []
+        lines += ["", "Not for diagnosis. Judge it on your own data: `harmonict evaluate`, `harmonict reproduce`."]
+        return "\n".join(lines) + "\n"
 
     def _weights(self) -> bytes:
         return save_tensors({k: v.detach().cpu().contiguous() for k, v in sorted(self.state_dict().items())})
