@@ -38,13 +38,14 @@ def main() -> None:
     trial, out = folder / "trial", folder / "harmonized"
     harmonict("simulate", "demo", "--out", trial)
     harmonict("inspect", trial / "cohort.csv")
-    harmonict("harmonize", trial / "cohort.csv", out, "--model", "mtf-ratio", "--target-protocol", "B30")
-    made = read_cohort(trial / "cohort.csv").set_index(["patient", "kernel"])
-    done = read_cohort(out / "cohort.csv").set_index(["patient", "source_kernel"])
+    harmonict("harmonize", trial / "cohort.csv", out, "--model", "mtf-ratio", "--target-protocol", "B30,dose=6.5")
+    made = read_cohort(trial / "cohort.csv")
+    made = made[made["ctdivol_mgy"] == 6.5].set_index(["patient", "kernel"])
+    done = read_cohort(out / "cohort.csv").set_index("derived_from")
     rows = []
     for patient in sorted(set(made.index.get_level_values(0))):
-        target = made.loc[(patient, "B30"), "path"]
-        source, result = made.loc[(patient, "B70"), "path"], done.loc[(patient, "B70"), "path"]
+        target, source = made.loc[(patient, "B30"), "path"], made.loc[(patient, "B70"), "path"]
+        result = done.loc[made.loc[(patient, "B70"), "series"], "path"]
         harmonict("evaluate", "--reference", target, "--images", source, result)
         rows.append((patient, [slice_hu(p) for p in (source, result, target)]))
     titles = ["source: B70", "harmonized to B30", "target: the same raw data with B30"]
