@@ -287,8 +287,12 @@ class SlicePairs(Sequence[SlicePair]):
             raise HarmonictError(
                 f"too few patients to split: {len(subjects)}; training needs at least 2, one of them to judge it by"
             )
-        count = min(max(1, round(share * len(subjects))), len(subjects) - 1)
-        apart = {subjects[k] for k in rng.permutation(len(subjects))[:count]}
+        sources, targets = ({scan.subject for scan, _ in side} for side in (self._sources, self._targets))
+        apart: set[str] = set()
+        for group in (sources & targets, sources - targets, targets - sources):  # a share of each, in either domain
+            names = sorted(group)
+            count = min(max(1, round(share * len(names))), max(len(names) - 1, 0))
+            apart |= {names[k] for k in rng.permutation(len(names))[:count]}
         sides = [self._only({s for s in subjects if (s in apart) == held_out}) for held_out in (False, True)]
         sides[0].held_out, sides[0].left_out = sides[1], self.left_out
         return sides[0]
