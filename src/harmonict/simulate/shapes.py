@@ -284,7 +284,7 @@ def paint_wall(image, d_cage, x, y, z, w, radial, ribs, rib_z, rib_fade, values,
                 uz = (z - breasts[b, 2]) / breasts[b, 4]
                 inside = 1.0 - ux * ux - uy * uy - uz * uz
                 if inside > -0.5 and d_skin < -6.0:
-                    share = 0.5 + 1.2 * (coarse + 0.7 * fine + 2.2 * inside - 2.4 + 2.0 * gland)
+                    share = 0.5 + 1.4 * (coarse + 0.3 * fine + 2.2 * inside - 2.4 + 2.0 * gland)
                     share = min(max(share, 0.0), 1.0) * c
                     _put(image, i, j, share, values[6, 0] + 6.0 * fine, values[6, 1], values[6, 2])
             q = (rho - _look(radial[0], a)) * _look(radial[1], a)
