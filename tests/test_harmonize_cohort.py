@@ -12,7 +12,8 @@ import pytest
 
 from harmonict.core import HarmonictError
 from harmonict.core.cohort import read_cohort
-from harmonict.dicom.inventory import find_series
+from harmonict.dicom.inventory import find_series, inspect
+from harmonict.dicom.masks import read_masks
 from harmonict.dicom.read import read_series
 from harmonict.harmonize_cohort import harmonize_cohort
 from harmonict.methods.identity import Identity
@@ -165,3 +166,23 @@ def test_after_kill_9_the_same_command_says_what_it_found_and_goes_on(tmp_path):
     assert again.returncode == 0 and "4 series done, 0 failed" in again.stdout
     assert not list(out.rglob("*.partial"))
     assert len(list(out.rglob("*.dcm"))) == 96
+
+
+def test_a_real_mixed_cohort_comes_to_one_sharpness_and_stays_valid(data, tmp_path):
+    example = data / "ct" / "C3N-00249"
+    (like,) = [found.read() for found in find_series(example).found]
+    table = harmonize_cohort(data / "ct", tmp_path / "out", MTFRatio.like([like]), masks=[]).set_index("patient")
+    done = table[table["state"] == "done"]
+    assert sorted(done.index) == ["C3N-00249", "CRLM-CT-1006", "LIDC-IDRI-0314", "LUNG1-001", "TCGA-09-2043"]
+    after = inspect(tmp_path / "out").set_index("patient")
+    after = after[after["state"] == "found"]["f50_per_mm"]
+    before = done["source_f50_per_mm"]
+    assert after.max() - after.min() <= (before.max() - before.min()) / 3
+    assert done.loc["C3N-00249", "largest_change_hu"] <= 1, "the example itself passes untouched"
+    assert (done["clipped_voxels"] == 0).all()
+    structures = Path(done.loc["LUNG1-001", "masks"])
+    (derived,) = find_series(done.loc["LUNG1-001", "path"]).found
+    gtv = read_masks(structures, derived.read(), "GTV-1")["GTV-1"]
+    (source,) = find_series(data / "ct" / "LUNG1-001" / "image").found
+    (original,) = find_series(data / "ct" / "LUNG1-001").masks
+    assert np.array_equal(gtv, read_masks(original, source.read(), "GTV-1")["GTV-1"])
