@@ -1,8 +1,8 @@
 import pytest
-from series_work import work
 
 from harmonict.core import HarmonictError
 from harmonict.scale import map_series
+from series_work import work
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
