@@ -209,6 +209,16 @@ def test_all_thicknesses_cover_the_same_length(made):
     assert ends[0.5] == pytest.approx(ends[1.5])
 
 
+def test_a_scan_lies_where_most_nodules_are(tmp_path):
+    for unit in units(load_trial("kentucky"), tmp_path):
+        if unit.thickness_mm == 1.0 and unit.group.kind == "lungman":
+            heights = [centre[2] for centre, _ in unit.patient.placed_nodules()]
+            start, length = module._start(unit), unit.trial.length_mm
+            held = sum(start < h < start + length for h in heights)
+            most = max(sum(z <= h <= z + 0.7 * length for h in heights) for z in heights)
+            assert len(heights) == 3 and held >= most >= 1
+
+
 def test_renditions_of_one_dose_share_their_noise_and_doses_and_models_do_not(made):
     table = made[1]
     copd = table[(table["group"] == "copd") & (table["slice_thickness_mm"] == 1.5)]

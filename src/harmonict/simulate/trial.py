@@ -491,16 +491,18 @@ def _centres(trial: Trial, start: float, thickness_mm: float) -> np.ndarray:
 
 
 def _start(unit: Unit) -> float:
-    """Where the scan begins: about the first nodule, else at a place of the lung that follows from the seed."""
+    """Where the scan begins: about as many nodules as it can hold, else at a place that follows from the seed."""
+    length = unit.trial.length_mm
     low, high = unit.patient.lung_z_mm
-    margin = unit.trial.length_mm / 2 + 6
-    placed = unit.patient.placed_nodules()
-    if placed:
-        centre = placed[0][0][2]
+    heights = sorted(centre[2] for centre, _ in unit.patient.placed_nodules())
+    if heights:
+        together = max(([h for h in heights if z <= h <= z + 0.7 * length] for z in heights), key=len)
+        middle = (together[0] + together[-1]) / 2
     else:
-        centre = low + (0.3 + 0.4 * np.random.default_rng([unit.seed, 7]).uniform()) * (high - low)
-    middle = float(np.clip(centre, low + margin, max(high - margin, low + margin)))
-    return round((middle - unit.trial.length_mm / 2) / SUBSLICE_MM) * SUBSLICE_MM
+        middle = low + (0.3 + 0.4 * np.random.default_rng([unit.seed, 7]).uniform()) * (high - low)
+    margin = length / 2 + 6
+    middle = float(np.clip(middle, low + margin, max(high - margin, low + margin)))
+    return round((middle - length / 2) / SUBSLICE_MM) * SUBSLICE_MM
 
 
 def _emphysema(group: Group, model: int, seed: int) -> EmphysemaSpec | None:
