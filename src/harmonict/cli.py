@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harmonict.core import Series
+    from harmonict.data import SlicePairs
     from harmonict.harmonizer import Harmonizer
+    from harmonict.train import Run
 
 app = typer.Typer(
     name="harmonict",
@@ -126,41 +128,58 @@ def measure(
 @app.command(epilog="Example: harmonict fit mtf-ratio --out model --source sharp/ --target soft/ --set fit=wiener")
 def fit(
     method: Annotated[str, typer.Argument(help="See `harmonict methods`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the model.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model; OUT.run beside it holds log and checkpoints.")],
     source: Annotated[Path | None, typer.Option(help="Images with the source protocol: a file or folder.")] = None,
     target: Annotated[Path | None, typer.Option(help="The same anatomy with the target protocol.")] = None,
+    cohort: Annotated[Path | None, typer.Option(help="Cohort table, in place of --source and --target.")] = None,
+    target_protocol: Annotated[
+        str | None, typer.Option(help="The cohort's series to learn from as targets: Bl64, Bl64,thickness=1 or truth.")
+    ] = None,
+    source_protocol: Annotated[
+        list[str] | None, typer.Option(help="Take only these of the cohort as sources; repeat for more.")
+    ] = None,
     source_mtf: Annotated[Path | None, typer.Option(help="CSV of the source's MTF (mtf-ratio, no images).")] = None,
     target_mtf: Annotated[Path | None, typer.Option(help="CSV of the target's MTF (mtf-ratio, no images).")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Of a network: paper, or compact for a computer without GPU.")
+    ] = None,
     settings: Settings = None,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and of who is held out.")] = 0,
+    devices: Annotated[int, typer.Option(help="GPUs (or processes without GPU) that share a training.")] = 1,
     slicewise: Slicewise = False,
     spacing_mm: SpacingMm = None,
 ) -> None:
-    """Fit a method to pairs of images (slices paired by position, else by name) or to two MTF curves."""
-    from harmonict.data import pair_series
-    from harmonict.harmonizer import make_config
+    """Fit a method to pairs of images (slices paired by position, else by name), to a cohort, or to two MTF curves.
+
+    A training that was stopped goes on when the same command is given again.
+    """
+    from harmonict.harmonizer import check_model_place, make_config
     from harmonict.methods import get_method
     from harmonict.methods.mtf_ratio import MTFRatio
     from harmonict.physics.kernel import read_kernel
 
     kind = get_method(method)
-    config = make_config(kind.Config, _settings(settings))
+    if size is not None and size not in kind.sizes:
+        raise HarmonictError(f"{method} has no size {size!r}; it has: {', '.join(kind.sizes) or 'none to choose'}")
+    config = make_config(kind.Config, {**kind.sizes.get(size or "", {}), **_settings(settings)})
+    check_model_place(out)
+    model: Harmonizer | None = None
     if target_mtf is not None:
-        if kind is not MTFRatio or source is not None or target is not None:
+        if kind is not MTFRatio or any(option is not None for option in (source, target, cohort)):
             raise HarmonictError("--target-mtf is for mtf-ratio alone and takes the place of --source and --target")
-        model: Harmonizer = MTFRatio.from_mtfs(
+        model = MTFRatio.from_mtfs(
             read_kernel(target_mtf), None if source_mtf is None else read_kernel(source_mtf), config=config
         )
+    elif cohort is None and source is None and target is not None and kind.paired != "paired":
+        model = kind.like(_read_all(target, slicewise=slicewise, spacing_mm=spacing_mm), config)
     else:
-        if target is None or (source is None and kind.paired == "paired"):
-            raise HarmonictError(f"{method} is fitted to images: give --source and --target (files or folders)")
-        targets = _read_all(target, slicewise=slicewise, spacing_mm=spacing_mm)
-        if source is None:
-            model = kind.like(targets, config)
-        else:
-            sources = _read_all(source, slicewise=slicewise, spacing_mm=spacing_mm)
-            pairs = pair_series(sources, targets)
-            print(f"{len(pairs)} pairs of slices", file=sys.stderr)
-            model = kind(config).fit(pairs)
+        pairs = _pairs(
+            kind, source, target, cohort, target_protocol, source_protocol or [], seed, slicewise, spacing_mm
+        )
+        run = _run(kind, out, config, pairs, seed, devices) if kind.sizes else None
+        model = kind(config).fit(pairs, run)
+        if run is not None and not run.is_first:
+            return
     model.save(out)
     print(f"{method} fitted, {model.digest[:12]}: {out}")
 
@@ -493,6 +512,7 @@ def methods(as_json: AsJson = False) -> None:
             "paper": kind.paper,
             "fitted on": {"none": "nothing", "paired": "pairs", "unpaired": "target images"}[kind.paired],
             "works with --like": "yes" if "like" in vars(kind) else "",
+            "sizes": ", ".join(kind.sizes),
             "settings": ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(kind.Config)),
         }
         for name, kind in METHODS.items()
@@ -600,6 +620,67 @@ def _model(
     raise HarmonictError(
         f"{name} by itself needs the wanted look: --like IMAGE, or --target-protocol P of series in IN"
     )
+
+
+def _pairs(
+    kind: type[Harmonizer],
+    source: Path | None,
+    target: Path | None,
+    cohort: Path | None,
+    target_protocol: str | None,
+    source_protocols: list[str],
+    seed: int,
+    slicewise: bool,
+    spacing_mm: float | None,
+) -> SlicePairs:
+    """What a method is fitted to: a cohort table with some patients held out, or two sets of images."""
+    import numpy as np
+
+    from harmonict.data import cohort_pairs, pair_series
+
+    if cohort is not None:
+        if source is not None or target is not None:
+            raise HarmonictError("give --cohort, or --source and --target, not both")
+        if target_protocol is None:
+            raise HarmonictError(
+                "--cohort needs --target-protocol: a kernel of the table, more (Bl64,thickness=1), or truth"
+            )
+        rng = np.random.default_rng(seed)
+        unpaired = kind.paired == "unpaired"
+        pairs = cohort_pairs(cohort, target=target_protocol, sources=source_protocols, rng=rng, unpaired=unpaired)
+    else:
+        if target_protocol is not None or source_protocols:
+            raise HarmonictError("--target-protocol and --source-protocol choose rows of a --cohort")
+        if source is None or target is None:
+            raise HarmonictError(
+                f"{kind.name} is fitted to images: give --source and --target (files or folders), or --cohort"
+            )
+        sources, targets = (_read_all(path, slicewise=slicewise, spacing_mm=spacing_mm) for path in (source, target))
+        pairs = pair_series(sources, targets)
+    for reason in pairs.left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    held_out = pairs.held_out
+    apart = "" if held_out is None else f"; {len(held_out)} of {len(held_out.subjects)} patients held out to judge by"
+    print(f"{len(pairs)} pairs of slices of {len(pairs.subjects)} patients{apart}", file=sys.stderr)
+    return pairs
+
+
+def _run(kind: type[Harmonizer], out: Path, config: Any, pairs: SlicePairs, seed: int, devices: int) -> Run:
+    """The run that serves a training; its folder is that of the same command, so that it goes on."""
+    import dataclasses
+
+    from harmonict.train import Run
+
+    if devices < 1:
+        raise HarmonictError(f"--devices must be at least 1, got {devices}")
+    held_out = None if pairs.held_out is None else pairs.held_out.digest
+    identity = {
+        "method": kind.name,
+        "settings": dataclasses.asdict(config),
+        "pairs": pairs.digest,
+        "held out": held_out,
+    }
+    return Run(out.with_name(f"{out.name}.run"), seed=seed, identity=identity, devices=devices)
 
 
 def _read_all(path: Path, *, slicewise: bool, spacing_mm: float | None) -> list[Series]:

@@ -127,8 +127,7 @@ class Harmonizer(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write `config.json`, `weights.safetensors` and the model card into `folder`, whole or not at all."""
         folder = Path(folder)
-        if folder.exists() and not (folder / CONFIG_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
-            raise HarmonictError(f"{folder} is there and is no model; choose another --out")
+        check_model_place(folder)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -223,6 +222,13 @@ class Harmonizer(nn.Module):
             "weights_sha256": hashlib.sha256(self._weights()).hexdigest(),
             "harmonict": __version__,
         }
+
+
+def check_model_place(folder: str | Path) -> None:
+    """Raise HarmonictError where `folder` holds anything but a model, which alone may be replaced by another."""
+    folder = Path(folder)
+    if folder.exists() and not (folder / CONFIG_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise HarmonictError(f"{folder} is there and is no model; choose another --out")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
