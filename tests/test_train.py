@@ -190,6 +190,8 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
     with pytest.raises(HarmonictError, match="holds no training"):
         Run(tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+    Run(tmp_path / "begun", identity={"patch": 400})
+    Run(tmp_path / "begun", identity={"patch": 40})  # the first never came as far as a checkpoint
     run = Run(tmp_path / "run", identity={"method": "toy"})
     other = torch.nn.Conv2d(1, 1, 1)
     with pytest.raises(HarmonictError, match="another training"):

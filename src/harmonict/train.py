@@ -508,12 +508,14 @@ def _open_folder(folder: Path, identity: dict[str, Any]) -> None:
         if path.exists():
             known = json.loads(path.read_text())
             differ = sorted(k for k in {*known, *identity} if known.get(k) != identity.get(k))
-            if differ:
+            if differ and any(folder.glob("loop-*/step-*")):
                 raise HarmonictError(
                     f"{folder} holds another training (it differs in {', '.join(differ)}); "
                     "choose another --out or delete it"
                 )
-            return
+            if not differ:
+                return
+            shutil.rmtree(folder)  # it never came as far as its first checkpoint
         if folder.exists() and any(folder.iterdir()):
             raise HarmonictError(f"{folder} is not empty and holds no training; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
