@@ -298,15 +298,18 @@ def simulate(
     print(f"{plan.name}: {plan.about}; {len(units(plan, out))} parts, {_bytes(need)} on disk", file=sys.stderr)
     with _progress("simulate") as progress:
         table = run_trial(plan, out, jobs=_jobs(jobs), progress=progress, say=lambda line: print(line, file=sys.stderr))
+    done, failed = table[table["state"] == "done"], table[table["state"] == "failed"]
     if as_json:
         _print_json(table)
-        return
-    shown = table.assign(scans=1).groupby(["group", "split", "role"], sort=False, dropna=False)
-    summary = shown.agg(
-        patients=("patient", "nunique"), series=("scans", "sum"), slices=("slices", "sum")
-    ).reset_index()
-    _print_table(summary, list(summary.columns))
-    print(f"{len(table)} series: {out / 'cohort.csv'}")
+    else:
+        shown = done.assign(scans=1).groupby(["group", "split", "role"], sort=False, dropna=False)
+        counts = shown.agg(patients=("patient", "nunique"), series=("scans", "sum"), slices=("slices", "sum"))
+        _print_table(counts.reset_index(), ["group", "split", "role", "patients", "series", "slices"])
+        for _, row in failed.iterrows():
+            print(f"FAILED {_label(row)}: {row['reason']}")
+        print(f"{len(done)} series: {out / 'cohort.csv'}")
+    if len(failed):
+        raise SystemExit(1 if len(done) else 2)
 
 
 @app.command(epilog="Example: harmonict features ct/image --mask ct/rtstruct --roi GTV-1 --out features.csv")
@@ -661,7 +664,7 @@ def _pairs(
         print(f"left out: {reason}", file=sys.stderr)
     held_out = pairs.held_out
     apart = "" if held_out is None else f"; {len(held_out)} of {len(held_out.subjects)} patients held out to judge by"
-    print(f"{len(pairs)} pairs of slices of {len(pairs.subjects)} patients{apart}", file=sys.stderr)
+    print(f"pairs of slices: {len(pairs)}{apart}", file=sys.stderr)
     return pairs
 
 
@@ -853,8 +856,11 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def _print_left_out(table: pd.DataFrame) -> None:
-    for _, row in table.iterrows():
+    masks = table["reason"].str.endswith("taken as a mask")
+    for _, row in table[~masks].iterrows():
         print(f"left out {_label(row)}: {row['reason']}")
+    if masks.any():
+        print(f"left out {masks.sum()} label images (used as masks)")
 
 
 def _protocol_name(row: pd.Series) -> str:

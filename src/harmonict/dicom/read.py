@@ -676,7 +676,7 @@ def protocol_from_header(ds: Dataset) -> ScanProtocol:
 
     The vendor is one of Siemens, GE, Philips, Canon (Toshiba too) or as written. Siemens writes the strength of its
     iterative reconstruction as a second value of ConvolutionKernel ("Br40d\\3"); other vendors keep it in private
-    attributes, which are not read. Exposure in mAs: Exposure, or tube current times time.
+    attributes, which are not read. Exposure in mAs: ExposureInuAs, Exposure, or tube current times time.
     """
     vendor = _vendor(text(ds, "Manufacturer"))
     return ScanProtocol(
@@ -733,8 +733,8 @@ def _exposure_mas(ds: Dataset) -> float | None:
     current = _positive(number(ds, "XRayTubeCurrent")) or _scaled(ds, "XRayTubeCurrentInuA", 1e-3)
     seconds = _scaled(ds, "ExposureTime", 1e-3) or _scaled(ds, "ExposureTimeInuS", 1e-6)
     return (
-        _positive(number(ds, "Exposure"))
-        or _scaled(ds, "ExposureInuAs", 1e-3)
+        _scaled(ds, "ExposureInuAs", 1e-3)
+        or _positive(number(ds, "Exposure"))
         or (current * seconds if current and seconds else None)
     )
 
