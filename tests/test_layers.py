@@ -32,7 +32,6 @@ HOMES = {
     "dask": {"scale"},
     "lightning": {"train"},
     "lightning_fabric": {"train"},
-    "lightning_fabric": {"train"},
     "typer": {"cli"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -856,7 +856,7 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def _print_left_out(table: pd.DataFrame) -> None:
-    masks = table["reason"].str.endswith("taken as a mask")
+    masks = table["reason"].astype(str).str.endswith("taken as a mask")
     for _, row in table[~masks].iterrows():
         print(f"left out {_label(row)}: {row['reason']}")
     if masks.any():
