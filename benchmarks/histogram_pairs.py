@@ -1,6 +1,6 @@
 """Histogram matching on the public Siemens pairs, with the slice's own target as reference: its best case.
 
-    HARMONICT_DATA=... python benchmarks/histogram_pairs.py
+HARMONICT_DATA=... python benchmarks/histogram_pairs.py
 """
 
 import os
