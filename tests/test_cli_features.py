@@ -130,7 +130,11 @@ def test_reproduce_prints_both_kinds_of_ccc_and_writes_the_stable_features(run, 
         "glcm",
         "stable",
         "summary",
+        "tests",
     ]
+    tests = pd.read_csv(tmp_path / "r" / "tests.csv")
+    assert set(tests["scan_a"]) == {"B30"} and set(tests["scan_b"]) == {"B50"} and set(tests["unit"]) == {"roi"}
+    assert (tests["nearer"] == "b").any() and not (tests["nearer"] == "a").any()
     summary = pd.read_csv(tmp_path / "r" / "summary.csv").set_index("scan")
     assert summary.loc["B50", "ccc_over_rois_mean"] > summary.loc["B30", "ccc_over_rois_mean"]
     each = pd.read_csv(tmp_path / "r" / "features.csv")

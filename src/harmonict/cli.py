@@ -399,8 +399,8 @@ def reproduce(
     import numpy as np
 
     from harmonict.evaluate.cohort import class_map, find_target, join_features, known_classes, read_features
+    from harmonict.evaluate.reproducibility import compare_all_scans, write_stable_features
     from harmonict.evaluate.reproducibility import reproduce as reproduce_tables
-    from harmonict.evaluate.reproducibility import write_stable_features
 
     table = join_features([read_features(path) for path in tables])
     target = find_target(table, target_protocol)
@@ -419,6 +419,7 @@ def reproduce(
         for name, one in vars(result).items():
             _write_table(one, out / f"{name}.csv")
         write_stable_features(result, out / "stable.csv")
+        _write_table(compare_all_scans(table, target, class_map=class_map(table)), out / "tests.csv")
     if as_json:
         print(json.dumps({name: json.loads(t.to_json(orient="records")) for name, t in vars(result).items()}, indent=2))
         return

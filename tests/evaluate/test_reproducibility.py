@@ -205,6 +205,19 @@ def test_a_nearer_method_is_found_and_chance_is_not():
     assert (same["p"] == 1).all() and (same["q"] == 1).all() and (same["nearer"] == "").all()
 
 
+def test_every_two_scans_are_tested_by_patients_where_there_are_six_else_by_rois():
+    scans = {"far": jitter(0.5), "near": jitter(0.05), "other": jitter(0.05)}
+    many = rep.compare_all_scans(make(scans, patients=20), "T")
+    assert set(zip(many["scan_a"], many["scan_b"], strict=True)) == {
+        ("far", "near"),
+        ("far", "other"),
+        ("near", "other"),
+    }
+    assert set(many["unit"]) == {"patient"} and (many.loc[many["scan_a"] == "far", "nearer"] == "b").all()
+    assert set(rep.compare_all_scans(make(scans, patients=2), "T")["unit"]) <= {"roi"}
+    assert rep.compare_all_scans(make({"far": jitter(0.5)}), "T").empty
+
+
 def test_q_values_are_those_of_benjamini_and_hochberg():
     table = make({s: jitter(0.2) for s in ("a", "b")}, patients=12)
     result = rep.compare_scans(table, "T", "a", "b", unit="patient")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,30 @@ def compare_scans(
     nearer = np.where(signed > 0, "b", np.where(signed < 0, "a", ""))
     result["nearer"] = np.where(result["q"] <= 0.05, nearer, "")
     return result
+
+
+def compare_all_scans(
+    features: pd.DataFrame, target: str, *, class_map: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """`compare_scans` for every two scans but the target: its columns behind scan_a, scan_b and unit.
+
+    Patients are the unit where six of them have the scans, else ROIs (p-values then are too small, see there); scans
+    with fewer than six ROIs in common are left out. Empty where nothing is left.
+    """
+    scans = [scan for scan in check_features(features).index.unique("scan") if scan != target]
+    tables = []
+    for a, b in combinations(scans, 2):
+        for unit in ("patient", "roi"):
+            try:
+                found = compare_scans(features, target, a, b, unit=unit, class_map=class_map)
+            except HarmonictError:
+                continue
+            found.insert(0, "scan_a", a)
+            found.insert(1, "scan_b", b)
+            found.insert(2, "unit", unit)
+            tables.append(found)
+            break
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["scan_a", "scan_b", "unit"])
 
 
 def bland_altman_table(features: pd.DataFrame, target: str) -> pd.DataFrame:

@@ -263,10 +263,6 @@ def _align(depth, along, value, sector, count):
     return _judge(rings, number, (np.arange(rings.shape[1]) + 0.5) * 0.5 - REACH_MM), depth
 
 
-def _middle(values: np.ndarray) -> float:
-    return float(np.median(values)) if values.size else float("nan")
-
-
 def _half_level(rings: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """Depth at which each sector's profile last rises through the half level, going in; NaN where it does not."""
     out = np.full(len(rings), np.nan)

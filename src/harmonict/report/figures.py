@@ -1,4 +1,4 @@
-"""Pictures of slices side by side, and of curves."""
+"""Pictures of slices side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import matplotlib
 import numpy as np
 
 from harmonict.core import HarmonictError
-from harmonict.physics.kernel import Kernel
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -37,19 +36,6 @@ def save_montage(
         line[0].set_ylabel(label, fontsize=9)
     for axis, title in zip(axes[0], titles, strict=False):
         axis.set_title(title, fontsize=9)
-    _save(figure, path)
-
-
-def save_mtf_plot(curves: Sequence[tuple[str, Kernel]], path: str | Path, *, highest_per_mm: float = 1.0) -> None:
-    """MTF curves over spatial frequency in cycles per mm."""
-    figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for label, kernel in curves:
-        seen = kernel.frequency_per_mm <= highest_per_mm
-        axis.plot(kernel.frequency_per_mm[seen], kernel.mtf[seen], label=label, linewidth=1.5)
-    axis.axhline(0.5, color="0.8", linewidth=0.8, zorder=0)
-    axis.set(xlabel="spatial frequency, cycles per mm", ylabel="MTF", xlim=(0, highest_per_mm), ylim=(0, None))
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 
