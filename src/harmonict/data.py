@@ -269,6 +269,11 @@ class SlicePairs(Sequence[SlicePair]):
         text = [[scan.key, scan.shape, at] for scan, at in (*self._sources, *self._targets)]
         return hashlib.sha256(repr([text, self._of_target.tolist(), self.paired]).encode()).hexdigest()
 
+    @property
+    def source_kernels(self) -> list[str]:
+        """The kernel names of the sources; a source without a kernel tag has none."""
+        return sorted({source.protocol.kernel for source, _ in self._sources if source.protocol.kernel})
+
     def protocol_counts(self) -> dict[tuple[str, str], int]:
         """(source, target) in words -> number of pairs."""
         counts: dict[tuple[str, str], int] = {}

@@ -117,6 +117,8 @@ class Harmonizer(nn.Module):
             if keep is not None:
                 np.copyto(out[part], source, where=keep)
         changed = {name: getattr(target, name) for name in self.changes}
+        # an unknown target kernel makes the result's unknown; another open field is left as the source has it
+        changed = {name: value for name, value in changed.items() if name == "kernel" or value is not None}
         return series.with_hu(out, protocol=series.protocol.with_(**changed))
 
     @property

@@ -180,6 +180,9 @@ def test_what_it_cannot_do_it_says():
     fitted = MTFRatio().fit(SlicePairs([(source, 0, target, 0)]))
     with pytest.raises(HarmonictError, match="source-mtf"):
         fitted.describe(source, source_mtf=kernel(0.3))
+    two = [replace(source, protocol=source.protocol.with_(kernel=k)) for k in ("B10", "B70")]
+    with pytest.raises(HarmonictError, match="one source kernel, the pairs have B10, B70"):
+        MTFRatio().fit(SlicePairs([(one, 0, target, 0) for one in two]))
     for bad in ({"taps": 4}, {"gain_cap": 0.5}, {"noise_limit": 0.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Config(**bad)

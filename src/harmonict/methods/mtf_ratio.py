@@ -81,6 +81,11 @@ class MTFRatio(Harmonizer):
 
     def fit(self, pairs: SlicePairs, run: Any = None) -> Self:
         """From pairs of slices of the same raw data, on one grid and of one source and one target kernel."""
+        if len(pairs.source_kernels) > 1:
+            raise HarmonictError(
+                f"mtf-ratio is one filter for one source kernel, the pairs have {', '.join(pairs.source_kernels)}; "
+                "choose one with --source-protocol, or by its folder"
+            )
         self.target = pairs.target_protocol
         if self.config.fit == "fir":
             pixel = pairs[0].pixel_mm
