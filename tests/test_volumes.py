@@ -144,6 +144,36 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, ending):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_is_refused_in_one_line_never_read_as_0(tmp_path, ending, value):
+    hu = phantom_hu(4, 20, 30)
+    hu[3, 19, 29] = value
+    sitk.WriteImage(sitk.GetImageFromArray(hu), str(tmp_path / f"a{ending}"))
+    with pytest.raises(HarmonictError, match=r"NaN or infinite") as error:
+        read_volume(tmp_path / f"a{ending}")
+    assert f"a{ending}" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_float_nifti_of_either_byte_order_is_read_whole_and_refused_cut(tmp_path, order):
+    sitk.WriteImage(sitk.GetImageFromArray(phantom_hu(4, 20, 30) + np.float32(0.5)), str(tmp_path / "a.nii"))
+    raw = (tmp_path / "a.nii").read_bytes()
+    if order == ">":
+        head = bytearray(raw[:352])
+        swaps = {0: 4, 32: 4, 36: 2, **dict.fromkeys(range(40, 56, 2), 2), 68: 2, 70: 2, 72: 2, 74: 2, 252: 2, 254: 2}
+        swaps |= dict.fromkeys([*range(56, 68, 4), *range(76, 120, 4), 124, 128, 132, 136, 140, 144], 4)
+        swaps |= dict.fromkeys(range(256, 328, 4), 4)
+        for at, size in swaps.items():
+            head[at : at + size] = head[at : at + size][::-1]
+        raw = bytes(head) + np.frombuffer(raw[352:], "<f4").astype(">f4").tobytes()
+        (tmp_path / "a.nii").write_bytes(raw)
+    assert np.array_equal(read_volume(tmp_path / "a.nii").hu, phantom_hu(4, 20, 30) + np.float32(0.5))
+    (tmp_path / "a.nii").write_bytes(raw[:-7])
+    with pytest.raises(HarmonictError, match="truncated"):
+        read_volume(tmp_path / "a.nii")
+
+
 def test_a_scaled_nifti_is_as_long_as_its_own_pixel_type_says(tmp_path):
     write_volume(series(), tmp_path / "a.nii")
     scaled = bytearray((tmp_path / "a.nii").read_bytes())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import shutil
+import struct
 import tempfile
 import zlib
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +68,8 @@ def read_volume(path: str | Path, *, spacing_mm: float | tuple[float, float] | N
     """Read .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd with values in HU -> Series; a 2-D image becomes z = 1.
 
     spacing_mm: in-plane spacing, one number or (y, x), which overrides a header that lies.
-    Raises HarmonictError for a file that is not there or damaged, for colour, vector and 4-D images, and where the
-    grid is not orthogonal.
+    Raises HarmonictError for a file that is not there or damaged, for NaN and infinity, for colour, vector and 4-D
+    images, and where the grid is not orthogonal.
     """
     path = Path(path)
     reader = _open(path)
@@ -167,7 +170,7 @@ def _open(path: Path) -> sitk.ImageFileReader:
 
 def _execute(reader: sitk.ImageFileReader, path: Path) -> sitk.Image:
     if volume_format(path) == "nifti":
-        _check_nifti_is_whole(path, int(np.prod(reader.GetSize())))
+        _check_nifti(path, int(np.prod(reader.GetSize())))
     try:
         image = reader.Execute()
     except (RuntimeError, MemoryError) as error:
@@ -177,25 +180,44 @@ def _execute(reader: sitk.ImageFileReader, path: Path) -> sitk.Image:
     return image
 
 
-def _check_nifti_is_whole(path: Path, voxels: int) -> None:
-    """ITK fills in zeros for what is cut off a NIfTI file, so the length is checked here."""
+def _check_nifti(path: Path, voxels: int) -> None:
+    """ITK fills in zeros for what is cut off a NIfTI file, and for NaN and infinity: both are looked for here."""
     packed = path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if packed else open(path, "rb") as file:
             head = file.read(352)
-            little = int.from_bytes(head[:4], "little")
-            size = little if little in (348, 540) else int.from_bytes(head[:4], "big")
-            at = 14 if size == 540 else 72  # bitpix in NIfTI-2 and NIfTI-1
-            bits = int.from_bytes(head[at : at + 2], "little" if size == little else "big")
+            order = "<" if int.from_bytes(head[:4], "little") in (348, 540) else ">"
+            nifti2 = head[:4] == struct.pack(f"{order}i", 540)
+            kind, bits = struct.unpack_from(f"{order}2h", head, 12 if nifti2 else 70)
+            (start,) = struct.unpack_from(f"{order}q" if nifti2 else f"{order}f", head, 168 if nifti2 else 108)
+            real = {16: f"{order}f4", 64: f"{order}f8"}.get(kind)
             needed, length = 352 + voxels * bits // 8, len(head)
             if not packed:
                 length = path.stat().st_size
-            while packed and (chunk := file.read(1 << 24)):
-                length += len(chunk)
-    except (OSError, EOFError, zlib.error):
+            if real and math.isfinite(start):
+                file.seek(int(start))
+                length, finite = _finite_values(file, voxels, np.dtype(real))
+                length += int(start)
+            else:
+                finite = True
+                while packed and (chunk := file.read(1 << 24)):
+                    length += len(chunk)
+    except (OSError, EOFError, ValueError, struct.error, zlib.error):
         raise HarmonictError(f"{path}: truncated or damaged; get a fresh copy") from None
     if length < needed:
         raise HarmonictError(f"{path}: truncated, {length} of at least {needed} bytes; get a fresh copy")
+    if not finite:
+        raise HarmonictError(f"{path}: NaN or infinite values; expected HU: give air (-1000) where there is no image")
+
+
+def _finite_values(file: gzip.GzipFile | BufferedReader, voxels: int, dtype: np.dtype) -> tuple[int, bool]:
+    """Bytes of up to `voxels` values from here on, and whether all of them are finite."""
+    length, finite, left = 0, True, voxels * dtype.itemsize
+    while left and (chunk := file.read(min(left, 1 << 24))):
+        values = np.frombuffer(chunk[: len(chunk) // dtype.itemsize * dtype.itemsize], dtype)
+        finite = finite and bool(np.isfinite(values).all())
+        length, left = length + len(chunk), left - len(chunk)
+    return length, finite
 
 
 def _geometry(origin: tuple, spacing: tuple, direction: tuple, path: Path) -> Geometry:
