@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harmonict.core import HarmonictError
-from harmonict.core.cohort import read_cohort
+from harmonict.core.cohort import read_cohort, write_cohort
 from harmonict.dicom.inventory import find_series, inspect
 from harmonict.dicom.masks import read_masks
 from harmonict.dicom.read import read_series
@@ -105,6 +105,53 @@ def test_a_volume_file_gives_the_same_format_out(tmp_path, name):
     table = harmonize_cohort(tmp_path / "in", tmp_path / "out", Identity())
     assert table["state"].tolist() == ["done"]
     assert np.array_equal(read_volume(tmp_path / "out" / name).hu, TOY["soft"].hu)
+
+
+def volumes_of_one_name(folder: Path) -> Path:
+    for n, patient in enumerate(["p1", "p2"]):
+        (folder / patient).mkdir(parents=True)
+        write_volume(TOY["soft"].with_hu(TOY["soft"].hu + n), folder / patient / "image.nii.gz")
+    return folder
+
+
+def test_volumes_of_one_name_in_a_cohort_table_keep_their_folders(tmp_path):
+    images = volumes_of_one_name(tmp_path / "in")
+    write_cohort(inspect(images), tmp_path / "in" / "table.csv")
+    table = harmonize_cohort(tmp_path / "in" / "table.csv", tmp_path / "out", Identity())
+    assert table["state"].tolist() == ["done", "done"]
+    for n, patient in enumerate(["p1", "p2"]):
+        hu = read_volume(tmp_path / "out" / patient / "image.nii.gz").hu
+        assert np.array_equal(hu, read_volume(images / patient / "image.nii.gz").hu), n
+
+
+def test_volumes_that_would_overwrite_each_other_are_refused(tmp_path):
+    images = volumes_of_one_name(tmp_path / "in")
+    (tmp_path / "tables").mkdir()
+    write_cohort(inspect(images), tmp_path / "tables" / "table.csv")
+    with pytest.raises(HarmonictError, match="both be written"):
+        harmonize_cohort(tmp_path / "tables" / "table.csv", tmp_path / "out", Identity())
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
+
+
+def test_the_input_table_is_never_overwritten(tmp_path):
+    images = volumes_of_one_name(tmp_path / "in")
+    write_cohort(inspect(images), images / "cohort.csv")
+    before = digests(images)
+    with pytest.raises(HarmonictError, match="would be overwritten"):
+        harmonize_cohort(images / "cohort.csv", images, Identity())
+    assert digests(images) == before
+
+
+def test_masks_asked_for_in_a_second_run_are_copied(tmp_path, monkeypatch):
+    make_ct_series(tmp_path / "in", patient="one")
+    monkeypatch.setattr("harmonict.harmonize_cohort.mask_references", lambda file, uid: True)
+    asked = []
+    monkeypatch.setattr("harmonict.harmonize_cohort.write_masks", lambda masks, *_: asked.append(masks) or list(masks))
+    (tmp_path / "rtstruct.dcm").write_bytes(b"a mask")
+    harmonize_cohort(tmp_path / "in", tmp_path / "out", Identity())
+    for _ in range(2):
+        harmonize_cohort(tmp_path / "in", tmp_path / "out", Identity(), masks=[tmp_path / "rtstruct.dcm"])
+    assert asked == [(tmp_path / "rtstruct.dcm",)], "copied once, by the second run"
 
 
 def test_the_identity_gives_back_the_hu_of_the_source(images, tmp_path):

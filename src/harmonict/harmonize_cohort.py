@@ -71,6 +71,7 @@ def harmonize_cohort(
         why = f": {'; '.join(reasons[:3])}" if reasons else ""
         raise HarmonictError(f"no CT series to harmonize in {path}{why}")
     _check_place(path, out)
+    _check_names(inventory.found, path, out)
     earlier = _earlier(out)
     stale = stale_temporaries(out)
     if earlier or stale:
@@ -82,11 +83,11 @@ def harmonize_cohort(
         model_folder = Path(scratch) / "model"
         model.save(model_folder)
         for found in inventory.found:
-            key = _key(found, model, source_mtf, spacing_mm)
+            wanted = tuple(f for f in mask_files if mask_references(f, found.series_uid))
+            key = _key(found, model, source_mtf, spacing_mm, wanted)
             if key in earlier and Path(earlier[key]["path"]).exists():
                 rows.append(earlier[key])
             else:
-                wanted = tuple(f for f in mask_files if mask_references(f, found.series_uid))
                 tasks.append(Task(found, path, out, model_folder, source_mtf, spacing_mm, wanted, key))
         write_cohort(cohort_table(rows), out / "cohort.csv")
         for n, (index, result) in enumerate(map_series(harmonize_one, tasks, jobs=jobs)):
@@ -157,7 +158,9 @@ def target_label(target: ScanProtocol) -> str:
 
 def volume_place(source: Path, root: Path, out: Path) -> Path:
     """Where the result of a NIfTI, NRRD or MHA file goes: the same name and format at the same place below `out`."""
-    return out / (source.relative_to(root) if source.is_relative_to(root) and source != root else source.name)
+    base = root if root.is_dir() else root.parent  # a cohort table names files below its own folder
+    source, base = Path(os.path.abspath(source)), Path(os.path.abspath(base))
+    return out / (source.relative_to(base) if source.is_relative_to(base) else source.name)
 
 
 def write_qc(table: pd.DataFrame, path: str | Path) -> None:
@@ -177,6 +180,8 @@ def _write_text(path: Path, text: str) -> None:
 
 def _check_place(path: Path, out: Path) -> None:
     source = (path if path.is_dir() else path.parent).resolve()
+    if path.is_file() and (out / "cohort.csv").resolve() == path.resolve():
+        raise HarmonictError(f"{path} would be overwritten by the table of the results; choose another output folder")
     if out.exists() and not out.is_dir():
         raise HarmonictError(f"{out} is a file; the output must be a folder")
     if path.is_dir() and (out.resolve() == source or out.resolve().is_relative_to(source)):
@@ -187,6 +192,20 @@ def _check_place(path: Path, out: Path) -> None:
             pass
     except OSError as error:
         raise HarmonictError(f"cannot write to {out}: {error.strerror}; choose another output folder") from None
+
+
+def _check_names(found: Sequence[FoundSeries], root: Path, out: Path) -> None:
+    """Two volume files never share a name below `out`."""
+    places: dict[Path, Path] = {}
+    for one in found:
+        if one.format != "dicom":
+            source = one.paths[0]
+            first = places.setdefault(volume_place(source, root, out), source)
+            if first != source:
+                raise HarmonictError(
+                    f"{first} and {source} would both be written to {volume_place(source, root, out)}; "
+                    "harmonize their folders one by one, or put the table into a folder above both"
+                )
 
 
 def _earlier(out: Path) -> dict[str, dict[str, Any]]:
@@ -211,10 +230,16 @@ def _mask_files(masks: Sequence[Path] | None, found: Sequence[Path]) -> list[Pat
     return files
 
 
-def _key(found: FoundSeries, model: Harmonizer, source_mtf: Kernel | None, spacing: tuple[float, float] | None) -> str:
-    """What decides the output: the source files, the model, and what the user said of the source."""
+def _key(
+    found: FoundSeries,
+    model: Harmonizer,
+    source_mtf: Kernel | None,
+    spacing: tuple[float, float] | None,
+    masks: Sequence[Path],
+) -> str:
+    """What decides the output: the source files, the model, what the user said of the source, and masks to copy."""
     mtf = "" if source_mtf is None else (source_mtf.frequency_per_mm.tolist(), source_mtf.mtf.tolist())
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found.paths]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*found.paths, *masks)]
     return hashlib.sha256(f"{found.key} {files} {model.digest} {mtf} {spacing}".encode()).hexdigest()
 
 
