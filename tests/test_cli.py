@@ -163,6 +163,7 @@ def test_measured_curves_make_a_model_without_images(run, images, tmp_path):
             "KEY=VALUE",
         ),
         (["evaluate", "--reference", "{i}/soft", "--images", "{i}/sharp", "--hu-range", "wide"], "LOW,HIGH"),
+        (["evaluate", "--reference", "{i}/soft", "--images", "{i}/sharp", "--out", "{t}/no/x.csv"], "{t}/no"),
         (["inspect", "{i}", "--spacing-mm", "-1"], "above 0"),
         (["inspect", "{i}", "--jobs", "0"], "at least 1"),
         (["simulate", "duk", "--out", "{t}/trial"], "did you mean duke"),
@@ -172,7 +173,12 @@ def test_bad_input_is_one_line_and_exit_code_2(run, images, tmp_path, arguments,
     (tmp_path / "empty").mkdir()
     code, _, err = run(*[a.format(t=tmp_path, i=images) for a in arguments])
     assert code == 2, err
-    assert words in err and len(err.strip().splitlines()) == 1 and err.startswith("harmonict: ")
+    assert (
+        words.format(t=tmp_path) in err
+        and "None" not in err
+        and len(err.strip().splitlines()) == 1
+        and err.startswith("harmonict: ")
+    )
 
 
 def test_some_failed_series_give_exit_code_1(run, images, tmp_path):

@@ -853,7 +853,7 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
         else:
             table.to_csv(path, index=False)
     except OSError as error:
-        raise HarmonictError(f"cannot write {path}: {error.strerror}") from None
+        raise HarmonictError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _print_left_out(table: pd.DataFrame) -> None:

@@ -316,6 +316,12 @@ def test_the_target_is_a_scan_or_a_protocol(trial):
         find_target(two, "bl40")
 
 
+def test_a_table_without_regions_is_refused_in_words():
+    images = pd.DataFrame({"patient": ["a"], "path": ["a.nii.gz"], "slices": [3]})
+    with pytest.raises(HarmonictError, match="no column 'roi'; `harmonict features` makes"):
+        join_features([images])
+
+
 def test_tables_join_only_with_the_same_features(trial):
     table = cohort_features([trial], out=None, regions=BOXES, values={"families": "glcm"})
     assert len(join_features([table, table])) == len(table)

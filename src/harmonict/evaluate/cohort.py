@@ -248,8 +248,14 @@ def read_features(path: str | Path) -> pd.DataFrame:
 def join_features(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Several feature tables as one. Rows that several hold with the same values count once.
 
-    Raises HarmonictError where two tables do not have the same features.
+    Raises HarmonictError for a table that is none of features, and where two do not have the same features.
     """
+    for table in tables:
+        absent = [key for key in KEYS if key not in table]
+        if absent:
+            raise HarmonictError(
+                f"a feature table has no column {absent[0]!r}; `harmonict features` makes feature tables"
+            )
     first = set(feature_columns(tables[0]))
     for table in tables[1:]:
         differ = first.symmetric_difference(feature_columns(table))
