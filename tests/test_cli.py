@@ -166,6 +166,7 @@ def test_measured_curves_make_a_model_without_images(run, images, tmp_path):
         (["evaluate", "--reference", "{i}/soft", "--images", "{i}/sharp", "--out", "{t}/no/x.csv"], "{t}/no"),
         (["inspect", "{i}", "--spacing-mm", "-1"], "above 0"),
         (["inspect", "{i}", "--jobs", "0"], "at least 1"),
+        (["inspect", "{i}", "--jobs", "1", "--out", "{t}/table.xlsx"], ".csv or .parquet"),
         (["simulate", "duk", "--out", "{t}/trial"], "did you mean duke"),
     ],
 )

@@ -96,6 +96,8 @@ def test_another_model_makes_other_series_beside_the_first(images, tmp_path):
     uids = [set(t.loc[t.state == "done", "series"]) for t in (first, second)]
     assert not uids[0] & uids[1]
     assert len(list((tmp_path / "out").rglob("*.dcm"))) == 12
+    on_disk = read_cohort(tmp_path / "out" / "cohort.csv")
+    assert set(on_disk.loc[on_disk.state == "done", "series"]) == uids[0] | uids[1]
 
 
 @pytest.mark.parametrize("name", ["image.nii.gz", "image.nrrd", "image.mha"])

@@ -428,7 +428,8 @@ def reproduce(
     _print_table(result.classes, _REPRODUCE_COLUMNS)
     print(f"\nagainst {target}; CCC over ROIs: each feature over regions; over features: each region over a class")
     if out is not None:
-        print(f"{int(result.features['stable'].sum())} stable features (CCC > 0.85, RE < 0.15): {out / 'stable.csv'}")
+        stable = int(result.features["stable"].sum())
+        print(f"{stable} stable features (CCC > 0.85, RE < 0.15), summed over scans and levels: {out / 'stable.csv'}")
 
 
 @app.command(name="biomarkers", epilog="Example: harmonict biomarkers cohort.csv --out biomarkers.csv")
@@ -845,6 +846,8 @@ def _print_json(table: pd.DataFrame) -> None:
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:
+    if path.suffix not in (".csv", ".json", ".parquet"):
+        raise HarmonictError(f"{path}: a table is written as .csv, .json or .parquet")
     try:
         if path.suffix == ".json":
             path.write_text(table.to_json(orient="records", indent=2))

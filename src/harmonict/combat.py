@@ -215,5 +215,8 @@ def _batch_of(table: pd.DataFrame, features: pd.DataFrame, batch: str) -> np.nda
     keys = pd.MultiIndex.from_frame(columns[list(KEYS)].astype(str))
     values = pd.Series(columns[batch].to_numpy(), index=keys).loc[features.index]
     if values.isna().any():
-        raise HarmonictError(f"{int(values.isna().sum())} rows of the feature table have no batch in column {batch!r}")
+        raise HarmonictError(
+            f"{int(values.isna().sum())} rows of the feature table have no batch in column "
+            f"{batch!r}; leave them out of the table, or choose a column that all rows have (scan, say)"
+        )
     return values.astype(str).to_numpy(str)

@@ -57,11 +57,12 @@ def harmonize_cohort(
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """Harmonize every series below `path`, or of a cohort table, into `out`; returns what `out/cohort.csv` holds.
+    """Harmonize every series below `path`, or of a cohort table, into `out`; returns this run's cohort table.
 
-    One row a series: what was measured before and after, state "done", "failed" or "left_out", and the reason. A series
-    that an earlier run finished with the same model is not done again. masks: RTSTRUCT and SEG files or folders of them
-    to copy so that they refer to the new series; an empty list takes those found below `path`, None copies none.
+    `out/cohort.csv` holds it too, beside the series that earlier runs put there. One row a series: what was measured
+    before and after, state "done", "failed" or "left_out", and the reason. A series that an earlier run finished with
+    the same model is not done again. masks: RTSTRUCT and SEG files or folders of them to copy so that they refer to the
+    new series; an empty list takes those found below `path`, None copies none.
     Raises HarmonictError where nothing can be done at all.
     """
     path, out = Path(path), Path(out)
@@ -89,16 +90,22 @@ def harmonize_cohort(
                 rows.append(earlier[key])
             else:
                 tasks.append(Task(found, path, out, model_folder, source_mtf, spacing_mm, wanted, key))
-        write_cohort(cohort_table(rows), out / "cohort.csv")
+        again = {task.key for task in tasks} | {row["digest"] for row in rows if "digest" in row}
+        kept = [row for key, row in earlier.items() if key not in again and Path(row["path"]).exists()]
+        write_cohort(cohort_table(kept + rows), out / "cohort.csv")
         for n, (index, result) in enumerate(map_series(harmonize_one, tasks, jobs=jobs)):
             if isinstance(result, HarmonictError):
                 result = {**tasks[index].found.row(), "state": "failed", "reason": str(result)}
             rows.append(result)
-            write_cohort(cohort_table(rows), out / "cohort.csv")
+            write_cohort(cohort_table(kept + rows), out / "cohort.csv")
             if progress:
                 progress(n + 1, len(tasks), result)
+    write_cohort(_sorted(kept + rows), out / "cohort.csv")
+    return _sorted(rows)
+
+
+def _sorted(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = cohort_table(rows).sort_values(["patient", "series"], kind="stable", na_position="last")
-    write_cohort(table, out / "cohort.csv")
     return table.reset_index(drop=True)
 
 

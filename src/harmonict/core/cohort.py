@@ -73,6 +73,8 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
 def write_cohort(table: pd.DataFrame, path: str | Path) -> None:
     """Write a cohort table as .csv or .parquet, whole or not at all (temporary name, then renamed)."""
     path = Path(path).resolve()
+    if path.suffix not in (".csv", ".parquet"):
+        raise HarmonictError(f"{path}: a cohort table is written as .csv or .parquet")
     table = table.copy()
     table["path"] = [_relative(p, path.parent) for p in table["path"]]
     try:
