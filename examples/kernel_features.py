@@ -1,6 +1,7 @@
 """Radiomic features before and after kernel conversion, on real images that were reconstructed twice.
 
     HARMONICT_DATA=... python examples/kernel_features.py > table.md        (under two minutes on one core)
+    HARMONICT_DATA=... python examples/kernel_features.py MODEL B10 B70     a fitted model on one of the Siemens pairs
 
 Real pairs: every fit of mtf-ratio is scored where it was not fitted. siemens-chest is one slice: each half is converted
 by the filter that was fitted on the other half. canon-lungman has two slices: each is converted by the filter fitted on
@@ -25,6 +26,8 @@ from harmonict.dicom.inventory import find_series
 from harmonict.dicom.masks import read_masks
 from harmonict.evaluate.image import compare
 from harmonict.evaluate.reproducibility import reproduce
+from harmonict.harmonizer import Harmonizer
+from harmonict.methods import load_model
 from harmonict.methods.mtf_ratio import Config, MTFRatio
 from harmonict.physics.mtf import skin_air_mtf
 from harmonict.physics.nps import uniform_noise_sd
@@ -57,6 +60,10 @@ def main() -> None:
     if not folder:
         sys.exit("HARMONICT_DATA is not set: it names the folder of the public images")
     data = Path(folder)
+    if sys.argv[1:]:
+        model, source, target = sys.argv[1:]
+        siemens_chest_by(load_model(model), data / "paired/siemens-chest", source, target)
+        return
     siemens_chest(data / "paired/siemens-chest")
     lungman(data / "paired/canon-lungman")
     lung1(data / "ct")
@@ -83,6 +90,15 @@ def siemens_chest(folder: Path) -> None:
                 halves.append(MTFRatio(Config(fit=fit)).fit(pairs).harmonize(x).hu)
             after[fit] = x.with_hu(np.where(left, *halves))
         score(f"{source} to {target}", x, y, after, inside)
+
+
+def siemens_chest_by(model: Harmonizer, folder: Path, source: str, target: str) -> None:
+    """A model that was fitted elsewhere, beside the fits on this very slice: an upper bound for filters."""
+    x, y = (read_volume(folder / f"{k}.mha", spacing_mm=SIEMENS_MM) for k in (source, target))
+    pairs = SlicePairs([(x, 0, y, 0)])
+    after = {model.name: model.harmonize(x)}
+    after |= {f"{fit}, fitted here": MTFRatio(Config(fit=fit)).fit(pairs).harmonize(x) for fit in FITS}
+    score(f"{source} to {target}", x, y, after, None)
 
 
 def lungman(folder: Path) -> None:
