@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from neuroCombat.neuroCombat import (
 )
 
 from harmonict.core import HarmonictError
+from harmonict.core.files import write_whole
 from harmonict.radiomics.table import KEYS, check_features
 
 FORMAT = "harmonict-combat-1"
@@ -156,19 +155,8 @@ def save_combat(model: Combat, path: str | Path) -> None:
     arrays = {name: getattr(model, name).tolist() for name in ("mean", "sd", "shift", "scale")}
     lists = {name: list(getattr(model, name)) for name in ("batches", "features", "rows")}
     content = {"format": FORMAT, "batch": model.batch, "reference": model.reference, **lists, **arrays}
-    path = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(content, file, indent=1, allow_nan=False)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise HarmonictError(f"cannot write {path}: {error.strerror}") from None
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_whole(path, lambda name: Path(name).write_text(text))
 
 
 def load_combat(path: str | Path) -> Combat:

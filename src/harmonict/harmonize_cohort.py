@@ -18,6 +18,7 @@ import pandas as pd
 from harmonict import __version__
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.cohort import cohort_table, read_cohort, write_cohort
+from harmonict.core.files import write_whole
 from harmonict.dicom.inventory import FoundSeries, find_series
 from harmonict.dicom.masks import mask_references, write_masks
 from harmonict.dicom.write import Derivation, derived_series_uid, stale_temporaries, write_series
@@ -173,16 +174,8 @@ def volume_place(source: Path, root: Path, out: Path) -> Path:
 def write_qc(table: pd.DataFrame, path: str | Path) -> None:
     """What was done to each series, as JSON."""
     rows = json.loads(table.to_json(orient="records"))
-    _write_text(Path(path), json.dumps({"harmonict": __version__, "series": rows}, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise HarmonictError(f"cannot write {path}: {error.strerror}") from None
+    text = json.dumps({"harmonict": __version__, "series": rows}, indent=2) + "\n"
+    write_whole(path, lambda name: Path(name).write_text(text))
 
 
 def _check_place(path: Path, out: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import pandas as pd
 
 from harmonict.core.errors import HarmonictError
+from harmonict.core.files import write_whole
 from harmonict.core.protocol import PROTOCOL_COLUMNS
 
 ROLES = ("source", "target", "truth", "derived")
@@ -77,21 +76,8 @@ def write_cohort(table: pd.DataFrame, path: str | Path) -> None:
         raise HarmonictError(f"{path}: a cohort table is written as .csv or .parquet")
     table = table.copy()
     table["path"] = [_relative(p, path.parent) for p in table["path"]]
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            if path.suffix == ".parquet":
-                table.to_parquet(name, index=False)
-            else:
-                table.to_csv(name, index=False)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise HarmonictError(f"cannot write {path}: {error.strerror}") from None
+    parquet = path.suffix == ".parquet"
+    write_whole(path, lambda name: (table.to_parquet if parquet else table.to_csv)(name, index=False))
 
 
 def _relative(path: object, folder: Path) -> object:

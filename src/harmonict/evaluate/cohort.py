@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -29,6 +28,7 @@ from harmonict import __version__
 from harmonict.biomarkers import biomarkers
 from harmonict.core import PROTOCOL_COLUMNS, Geometry, HarmonictError, ScanProtocol, Series, parse_protocol
 from harmonict.core.cohort import COHORT_COLUMNS, read_cohort
+from harmonict.core.files import write_whole
 from harmonict.dicom.inventory import FoundSeries, Inventory, find_series
 from harmonict.dicom.masks import mask_references, read_masks, roi_names
 from harmonict.evaluate.image import body_mask
@@ -751,7 +751,7 @@ def _write_part(out: Path | None, key: str, rows: list[dict[str, Any]]) -> None:
     if out is None or any(row["state"] != "done" for row in rows):
         return
     _parts(out).mkdir(exist_ok=True)
-    _write_whole(_parts(out) / f"{key}.parquet", lambda path: pd.DataFrame(rows).to_parquet(path, index=False))
+    write_whole(_parts(out) / f"{key}.parquet", lambda path: pd.DataFrame(rows).to_parquet(path, index=False))
 
 
 def _earlier(out: Path | None, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -824,7 +824,7 @@ def _nodule_type(entry: Entry, roi: str) -> str | None:
 
 def _write_features(table: pd.DataFrame, out: Path) -> None:
     write = table.to_parquet if out.suffix.lower() == ".parquet" else table.to_csv
-    _write_whole(out, lambda path: write(path, index=False))
+    write_whole(out, lambda path: write(path, index=False))
 
 
 def _write_settings(
@@ -849,7 +849,7 @@ def _write_settings(
         "regions": asdict(regions),
         "text_columns": [c for c in table if c not in features and table[c].dtype == object],
     }
-    _write_whole(out.with_suffix(".json"), lambda path: Path(path).write_text(json.dumps(content, indent=2) + "\n"))
+    write_whole(out.with_suffix(".json"), lambda path: Path(path).write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def _text_columns(out: Path) -> list[str]:
@@ -857,19 +857,3 @@ def _text_columns(out: Path) -> list[str]:
         return list(json.loads(out.with_suffix(".json").read_text())["text_columns"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _write_whole(path: Path, write: Callable[[str], object]) -> None:
-    """Under a temporary name, then renamed: whole or not at all."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            write(name)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise HarmonictError(f"cannot write {path}: {error.strerror}") from None
