@@ -29,18 +29,6 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def run(capsys):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return int(end.value.code or 0), out, err
-
-    return call
-
-
 def commands() -> list[str]:
     return [c.name or c.callback.__name__ for c in cli.app.registered_commands]
 

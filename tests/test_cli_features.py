@@ -14,18 +14,6 @@ from harmonict.volumes import write_mask, write_volume
 from toy import toy_series
 
 
-@pytest.fixture
-def run(capsys):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return int(end.value.code or 0), out, err
-
-    return call
-
-
 def small(**changes):
     return toy_series(**{"size": 96, "pixel_mm": 3.0, "slices": 3, **changes})
 

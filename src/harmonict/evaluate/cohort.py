@@ -36,7 +36,7 @@ from harmonict.radiomics import FeatureSettings, crop_to_mask, extract_features,
 from harmonict.radiomics.features import FAMILIES
 from harmonict.radiomics.ibex import IbexSettings, ibex_features, ibex_table
 from harmonict.radiomics.rois import Roi, random_rois
-from harmonict.radiomics.table import KEYS, NOT_FEATURE_PREFIXES, NOT_FEATURES
+from harmonict.radiomics.table import KEYS, feature_columns
 from harmonict.scale import map_series
 from harmonict.volumes import read_mask, volume_format, volume_stem
 
@@ -301,19 +301,6 @@ def class_map(table: pd.DataFrame) -> dict[str, str] | None:
     ibex = ibex_table()
     known = dict(zip(ibex["name"], ibex["class6"], strict=True))
     return known if set(feature_columns(table)) <= set(known) else None
-
-
-def feature_columns(table: pd.DataFrame) -> list[str]:
-    """The columns of a table that hold features, as `check_features` sees them."""
-    return [
-        name
-        for name in table.columns
-        if name not in NOT_FEATURES
-        and name not in KEYS
-        and not str(name).startswith(NOT_FEATURE_PREFIXES)
-        and pd.api.types.is_numeric_dtype(table[name])
-        and not pd.api.types.is_bool_dtype(table[name])
-    ]
 
 
 # -- what a worker does ------------------------------------------------------------------------------------------------

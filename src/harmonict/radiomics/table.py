@@ -16,6 +16,19 @@ NOT_FEATURE_PREFIXES = ("diagnostics_", "parameter_")
 PYRADIOMICS_CLASSES = {"firstorder", "shape", "shape2D", "glcm", "glrlm", "glszm", "ngtdm", "gldm"}
 
 
+def feature_columns(table: pd.DataFrame) -> list[str]:
+    """The columns of a table that hold features, as `check_features` sees them."""
+    return [
+        name
+        for name in table.columns
+        if name not in NOT_FEATURES
+        and name not in KEYS
+        and not str(name).startswith(NOT_FEATURE_PREFIXES)
+        and pd.api.types.is_numeric_dtype(table[name])
+        and not pd.api.types.is_bool_dtype(table[name])
+    ]
+
+
 def check_features(table: pd.DataFrame) -> pd.DataFrame:
     """The features of a table, float64, indexed by (patient, roi, scan), all three text.
 
@@ -30,15 +43,7 @@ def check_features(table: pd.DataFrame) -> pd.DataFrame:
     keys = columns[list(KEYS)]
     if keys.isna().any(axis=None):
         raise HarmonictError(f"a feature table needs {', '.join(KEYS)} in every row; some are empty")
-    names = [
-        name
-        for name in columns.columns
-        if name not in NOT_FEATURES
-        and name not in KEYS
-        and not str(name).startswith(NOT_FEATURE_PREFIXES)
-        and pd.api.types.is_numeric_dtype(columns[name])
-        and not pd.api.types.is_bool_dtype(columns[name])
-    ]
+    names = feature_columns(columns)
     if not names:
         raise HarmonictError("the feature table has no numeric feature column")
     if len(set(names)) < len(names):
