@@ -10,7 +10,6 @@ import time
 import pandas as pd
 import pytest
 
-from test_cli import run  # noqa: F401
 from test_data import TRIAL, write_trial
 
 QUICK = "--set layers=3 --set channels=8 --set patch=24 --set batch=2 --set check_every=2".split()
@@ -21,7 +20,7 @@ def cohort(tmp_path_factory):
     return write_trial(tmp_path_factory.mktemp("trial"), TRIAL)
 
 
-def test_a_method_trained_on_a_cohort_harmonizes_its_dicom(run, cohort, tmp_path):  # noqa: F811
+def test_a_method_trained_on_a_cohort_harmonizes_its_dicom(run, cohort, tmp_path):
     command = ["fit", "choe", "--cohort", cohort, "--target-protocol", "Bl64", "--out", tmp_path / "model"]
     command += ["--source-protocol", "Br40", "--size", "compact", *QUICK, "--set", "steps=4"]
     code, out, err = run(*command)
@@ -45,7 +44,7 @@ def test_a_method_trained_on_a_cohort_harmonizes_its_dicom(run, cohort, tmp_path
     assert code == 2 and "was fitted for Bl64" in err
 
 
-def test_killed_it_goes_on_with_the_same_command_to_the_same_model(run, cohort, tmp_path):  # noqa: F811
+def test_killed_it_goes_on_with_the_same_command_to_the_same_model(run, cohort, tmp_path):
     def command(name, steps=30):
         words = ["fit", "choe", "--cohort", cohort, "--target-protocol", "Bl64", "--out", tmp_path / name]
         return [str(w) for w in [*words, *QUICK, "--set", f"steps={steps}"]]
@@ -91,7 +90,7 @@ cli.main({command("killed")!r})
         (["--cohort", "COHORT", "--target-protocol", "Bl64", "--set", "rate=1e30"], "training stopped at step"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line_and_exit_code_2(run, cohort, tmp_path, options, words):  # noqa: F811
+def test_what_cannot_be_trained_is_one_line_and_exit_code_2(run, cohort, tmp_path, options, words):
     quick = [] if "--size" in options else [*QUICK, "--set", "steps=6"]
     options = [str(cohort) if o == "COHORT" else o for o in options]
     code, out, err = run("fit", "choe", "--out", tmp_path / "model", *quick, *options)
