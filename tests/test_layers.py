@@ -12,9 +12,9 @@ LEVELS = [
     {"core"},
     {"volumes", "physics", "metrics", "scale"},
     {"dicom", "radiomics", "biomarkers", "nn"},
-    {"simulate", "data", "combat"},
+    {"simulate", "data", "combat", "tiles", "patch_fusion"},
     {"train"},
-    {"harmonizer"},
+    {"harmonizer", "alternating", "window_training", "fidelity", "abstention"},
     {"methods"},
     {"evaluate"},
     {"report"},
@@ -32,6 +32,7 @@ HOMES = {
     "dask": {"scale"},
     "lightning": {"train"},
     "lightning_fabric": {"train"},
+    "monai": {"nn", "methods", "tiles", "evaluate"},
     "typer": {"cli"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
