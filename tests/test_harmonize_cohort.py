@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from harmonict.core.cohort import read_cohort, write_cohort
 from harmonict.dicom.inventory import find_series, inspect
 from harmonict.dicom.masks import read_masks
 from harmonict.dicom.read import read_series
-from harmonict.harmonize_cohort import harmonize_cohort
+from harmonict.harmonize_cohort import harmonize_cohort, write_qc
 from harmonict.methods.identity import Identity
 from harmonict.methods.mtf_ratio import MTFRatio
 from harmonict.volumes import read_volume, write_volume
@@ -88,6 +89,20 @@ def test_a_second_run_does_nothing_again(images, tmp_path):
     table = harmonize_cohort(images, tmp_path / "out", Identity(), say=said.append)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.dcm")} == times
     assert (table["state"] == "done").sum() == 2 and "2 finished series" in said[0]
+
+
+def test_what_a_method_tells_of_a_series_is_in_its_qc_after_going_on_too(images, tmp_path, monkeypatch):
+    def telling(self, series, *arguments, qc, **named):
+        qc["identity"] = {"patches": np.int64(7), "errors": np.array([0.5, np.nan])}
+        return series
+
+    monkeypatch.setattr(Identity, "harmonize", telling)
+    for _ in range(2):  # the second run does nothing again
+        table = harmonize_cohort(images, tmp_path / "out", Identity())
+        write_qc(table, tmp_path / "report.json")
+        rows = {row["patient"]: row for row in json.loads((tmp_path / "report.json").read_text())["series"]}
+        assert rows["soft"]["qc"] == rows["sharp"]["qc"] == {"identity": {"patches": 7, "errors": [0.5, None]}}
+        assert rows["broken"]["qc"] == {} and "qc" not in table
 
 
 def test_another_model_makes_other_series_beside_the_first(images, tmp_path):

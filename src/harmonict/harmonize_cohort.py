@@ -30,6 +30,8 @@ from harmonict.physics.nps import uniform_noise_sd
 from harmonict.scale import map_series
 from harmonict.volumes import write_volume
 
+QC_FILE = "qc.json"  # beside cohort.csv, so that a run that goes on knows what the earlier one told
+
 
 @dataclass(frozen=True)
 class Task:
@@ -74,7 +76,7 @@ def harmonize_cohort(
         raise HarmonictError(f"no CT series to harmonize in {path}{why}")
     _check_place(path, out)
     _check_names(inventory.found, path, out)
-    earlier = _earlier(out)
+    earlier, qc = _earlier(out), _earlier_qc(out)
     stale = stale_temporaries(out)
     if earlier or stale:
         say(f"{out} holds {len(earlier)} finished series and {len(stale)} unfinished from an earlier run: going on")
@@ -97,12 +99,18 @@ def harmonize_cohort(
         for n, (index, result) in enumerate(map_series(harmonize_one, tasks, jobs=jobs)):
             if isinstance(result, HarmonictError):
                 result = {**tasks[index].found.row(), "state": "failed", "reason": str(result)}
+            told = result.pop("qc", None)
+            if told:
+                qc[result["digest"]] = told
+                write_json(qc, out / QC_FILE)
             rows.append(result)
             write_cohort(cohort_table(kept + rows), out / "cohort.csv")
             if progress:
                 progress(n + 1, len(tasks), result)
     write_cohort(_sorted(kept + rows), out / "cohort.csv")
-    return _sorted(rows)
+    table = _sorted(rows)
+    table.attrs["qc"] = {key: qc[key] for key in table["digest"] if key in qc}
+    return table
 
 
 def _sorted(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -111,11 +119,12 @@ def _sorted(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def harmonize_one(task: Task) -> dict[str, Any]:
-    """Read, measure, harmonize, write and measure one series; returns its row of the cohort table."""
+    """Read, measure, harmonize, write and measure one series; its row of the cohort table, with the further key "qc"."""
     model = load_model(task.model)
     series = task.found.read(spacing_mm=task.spacing_mm)
     about = model.describe(series, source_mtf=task.source_mtf)
-    result = model.harmonize(series, about=about)
+    qc: dict[str, Any] = {}
+    result = model.harmonize(series, about=about, qc=qc)
     row = task.found.row()
     row |= {
         "role": "derived",
@@ -146,7 +155,7 @@ def harmonize_one(task: Task) -> dict[str, Any]:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_volume(result, target)
         row |= {"path": str(target), "series": target.name}
-    return row
+    return row | {"qc": plain(qc)}
 
 
 def derivation_of(model: Harmonizer, about: About) -> Derivation:
@@ -172,10 +181,27 @@ def volume_place(source: Path, root: Path, out: Path) -> Path:
 
 
 def write_qc(table: pd.DataFrame, path: str | Path) -> None:
-    """What was done to each series, as JSON."""
+    """What was done to each series, as JSON: its row and, under "qc", what the method told of it."""
     rows = json.loads(table.to_json(orient="records"))
-    text = json.dumps({"harmonict": __version__, "series": rows}, indent=2) + "\n"
+    told = table.attrs.get("qc", {})
+    write_json({"harmonict": __version__, "series": [row | {"qc": told.get(row["digest"], {})} for row in rows]}, path)
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """A JSON file, whole or not at all."""
+    text = json.dumps(value, indent=2) + "\n"
     write_whole(path, lambda name: Path(name).write_text(text))
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: arrays as lists, NumPy's numbers as Python's, what is not a finite number as nothing."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _check_place(path: Path, out: Path) -> None:
@@ -215,6 +241,14 @@ def _earlier(out: Path) -> dict[str, dict[str, Any]]:
     table = read_cohort(out / "cohort.csv").astype(object)
     rows = table.where(table.notna(), None).to_dict("records")
     return {str(row["digest"]): row for row in rows if row["state"] == "done"}
+
+
+def _earlier_qc(out: Path) -> dict[str, Any]:
+    """What earlier runs told of their series, by the key of the row."""
+    try:
+        return json.loads((out / QC_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _mask_files(masks: Sequence[Path] | None, found: Sequence[Path]) -> list[Path]:

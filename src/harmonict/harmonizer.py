@@ -88,12 +88,14 @@ class Harmonizer(nn.Module):
         *,
         about: About | None = None,
         slices_at_once: int = 8,
+        qc: dict[str, Any] | None = None,
     ) -> Series:
         """The series as the target protocol (default: the one that the model was fitted for) would show it.
 
         Padding is filled before and restored exactly after; outside `window_hu` the source's HU stay; a file that clips
         air (at -1024, say) clips it again at the same value, as its scanner would. Needs one more copy of the HU and a
-        few slices.
+        few slices. qc: a dict to fill with plain values that say what was done; `harmonize --qc` writes it. A method
+        that overrides this takes the same arguments, and puts its own values under its own name.
         """
         target = target or self.target
         about = about or self.describe(series)
