@@ -219,6 +219,16 @@ class Run:
             raise self._broken("a gradient became NaN or infinite")
         optimizer.step()
 
+    def mean_of_ranks(self, values: Tensor) -> Tensor:
+        """The mean over all processes, on the CPU: what a loop decides by must be the same in each."""
+        if self.world > 1:
+            values = self._fabric.all_reduce(values, reduce_op="mean")  # type: ignore[assignment]
+        return values.cpu()
+
+    def log(self, name: str, value: float) -> None:
+        """Put a number beside the losses of this step."""
+        self._log.add(self.step_number + 1, name, value)
+
     def check(self, held_out: SlicePairs | None, output: Callable[[Batch], Tensor]) -> None:
         """At the end of an epoch: judge the state on patients that it does not learn from, and draw a contact sheet.
 
@@ -344,7 +354,7 @@ class Run:
             raise HarmonictError(f"{place}: its checkpoint is of another training; choose another folder")
         for name, part in self._state.items():
             try:
-                _put_back(part, saved["state"][name])
+                put_back(part, saved["state"][name])
             except (RuntimeError, ValueError, KeyError) as error:
                 words = " ".join(str(error).split())[:200]
                 raise HarmonictError(f"{place}: its checkpoint is of another training ({name}: {words})") from None
@@ -382,8 +392,8 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
 
-def _put_back(part: Any, saved: Any) -> None:
-    """Restore one piece of state in place."""
+def put_back(part: Any, saved: Any) -> None:
+    """Restore one piece of a loop's state (network, optimizer, scheduler, dict) in place, to the last bit."""
     if isinstance(part, dict):
         part.clear()
         part.update(saved)
