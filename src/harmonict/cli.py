@@ -605,8 +605,8 @@ def _model(
             raise HarmonictError("--set is for fitting; a saved model keeps the settings that it was fitted with")
         if like is not None:
             raise HarmonictError("--like is for a method by itself; a saved model already has its target")
-        if target_protocol and not model.target.matches(parse_protocol(target_protocol)):
-            raise HarmonictError(f"{name} was fitted for {model.target.label()}, not for {target_protocol}")
+        if target_protocol:
+            model.aim(parse_protocol(target_protocol))
         return model
     if name not in METHODS and (os.sep in name or name.startswith(".")):
         raise HarmonictError(f"no model at {name}; `harmonict fit` makes one")
@@ -641,7 +641,7 @@ def _pairs(
     """What a method is fitted to: a cohort table with some patients held out, or two sets of images."""
     import numpy as np
 
-    from harmonict.data import cohort_pairs, pair_series
+    from harmonict.data import cohort_pairs, pair_series, unpaired_series
 
     if cohort is not None:
         if source is not None or target is not None:
@@ -661,7 +661,8 @@ def _pairs(
                 f"{kind.name} is fitted to images: give --source and --target (files or folders), or --cohort"
             )
         sources, targets = (_read_all(path, slicewise=slicewise, spacing_mm=spacing_mm) for path in (source, target))
-        pairs = pair_series(sources, targets)
+        of_unpaired = kind.paired == "unpaired" and kind.sizes  # a network that learns from two heaps of images
+        pairs = unpaired_series(sources, targets) if of_unpaired else pair_series(sources, targets)
     for reason in pairs.left_out:
         print(f"left out: {reason}", file=sys.stderr)
     held_out = pairs.held_out

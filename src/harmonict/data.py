@@ -249,9 +249,20 @@ class SlicePairs(Sequence[SlicePair]):
     @property
     def target_protocol(self) -> ScanProtocol:
         """What all targets have in common; fields that differ are left open."""
-        first, *rest = dict.fromkeys(target.protocol for target, _ in self._targets)
-        open_fields = {k: None for k, v in first.as_dict().items() if any(p.as_dict()[k] != v for p in rest)}
-        return first.with_(**open_fields)
+        return _common(self.scans[1])
+
+    @property
+    def source_protocol(self) -> ScanProtocol:
+        """What all sources have in common; fields that differ are left open."""
+        return _common(self.scans[0])
+
+    @property
+    def scans(self) -> tuple[list[Scan], list[Scan]]:
+        """The series of the sources and those of the targets, each once."""
+        sources, targets = (
+            list({id(scan): scan for scan, _ in side}.values()) for side in (self._sources, self._targets)
+        )
+        return sources, targets
 
     @property
     def subjects(self) -> list[str]:
@@ -387,6 +398,12 @@ class SlicePairs(Sequence[SlicePair]):
         )
 
 
+def _common(scans: list[Scan]) -> ScanProtocol:
+    first, *rest = dict.fromkeys(scan.protocol for scan in scans)
+    open_fields = {k: None for k, v in first.as_dict().items() if any(p.as_dict()[k] != v for p in rest)}
+    return first.with_(**open_fields)
+
+
 def _cut(
     images: tuple[np.ndarray, ...], patch: int, rng: np.random.Generator, tissue: SoftTissue
 ) -> tuple[np.ndarray, ...] | None:
@@ -462,6 +479,14 @@ def pair_series(sources: Sequence[Series], targets: Sequence[Series]) -> SlicePa
         elif len(source.hu) == len(target.hu):
             items += [(source, i, target, i) for i in range(len(source.hu))]
     return SlicePairs(items)
+
+
+def unpaired_series(sources: Sequence[Series], targets: Sequence[Series]) -> SlicePairs:
+    """All slices of two heaps of series, of whatever anatomy. Raises HarmonictError where one is empty."""
+    if not sources or not targets:
+        raise HarmonictError(f"no {'target' if sources else 'source'} images: both protocols need at least one series")
+    a, b = ([(scan, z) for scan in map(Scan, side) for z in range(scan.shape[0])] for side in (sources, targets))
+    return SlicePairs.unpaired(a, b)
 
 
 def _match(sources: Sequence[Series], targets: Sequence[Series]) -> list[tuple[Series, Series]]:

@@ -74,6 +74,11 @@ class Harmonizer(nn.Module):
             raise HarmonictError(f"{self.name} does not use the source's MTF: leave --source-mtf out")
         return About(series.pixel_mm, series.protocol)
 
+    def aim(self, wanted: ScanProtocol) -> None:
+        """Make `wanted` the target. Raises HarmonictError where the model cannot go there: most have one target."""
+        if not self.target.matches(wanted):
+            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {wanted.label()}")
+
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
         """Slices (b, 1, h, w) in HU, float32 -> the same slices in HU as the target protocol would show them."""
         raise NotImplementedError
