@@ -234,10 +234,6 @@ class Run:
         """Whether this step is followed by a look at the held-out patients."""
         return self._ends_epoch
 
-    def log(self, name: str, value: float) -> None:
-        """A figure of this step that is no loss."""
-        self._log.add(self.step_number + 1, name, value)
-
     def check(self, held_out: SlicePairs | None, output: Callable[[Batch], Tensor]) -> None:
         """At the end of an epoch: judge the state on patients that it does not learn from, and draw a contact sheet.
 
