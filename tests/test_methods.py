@@ -12,7 +12,11 @@ from toy import toy_series
 SOURCE = toy_series(blur_mm=0.8, seed=1, padding=True)
 TARGET = toy_series(blur_mm=1.2, seed=1, kernel="B10")
 # A contract holds for a network that is hardly trained too.
-QUICK = {"choe": {"layers": 3, "channels": 8, "patch": 32, "steps": 3, "rate": 1e-2}}
+GAN = {"layers": 3, "width": 4, "discriminator_width": 4, "residual": True, "patch": 48, "batch": 2, "steps": 6}
+QUICK = {
+    "choe": {"layers": 3, "channels": 8, "patch": 32, "steps": 3, "rate": 1e-2},
+    "ganai": {**GAN, "t_max": 2, "rate": 1e-3},
+}
 
 
 @pytest.fixture(scope="module", params=sorted(METHODS))

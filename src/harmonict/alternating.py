@@ -66,11 +66,13 @@ class Contest(nn.Module):
         self.register_buffer("best", torch.zeros(2, dtype=torch.long))
 
     @property
-    def generator(self) -> nn.Module:
+    def generator(self) -> Any:
+        """The leading G, of the method's own kind."""
         return self.generators[int(self.best[0])]
 
     @property
-    def discriminator(self) -> nn.Module:
+    def discriminator(self) -> Any:
+        """The leading D."""
         return self.discriminators[int(self.best[1])]
 
     def side(self, side: str) -> nn.ModuleList:
@@ -96,9 +98,9 @@ def begin_step(contest: Contest, adam: Mapping[str, Optimizer], phase: dict[str,
 def scores(side: str, real: Tensor, fake: Tensor) -> Tensor:
     """How well each copy of a side does, from 0 to 1: (copies,).
 
-    real: (discriminators,) probability of being real that each gives to real images. fake: (generators,
-    discriminators), to made ones. A G is as good as it fools the strictest D; a D as it knows real images and the made
-    ones of the best G.
+    real: (discriminators,) probability of being real that each gives to real images (not used in the G-phase). fake:
+    (generators, discriminators), to made ones. A G is as good as it fools the strictest D; a D as it knows real images
+    and the made ones of the best G.
     """
     if side == "G":
         return fake.amin(dim=1)
@@ -111,17 +113,21 @@ def end_step(
     contest: Contest,
     adam: Mapping[str, Optimizer],
     phase: dict[str, Any],
-    real: Tensor,
+    real: Tensor | None,
     fake: Tensor,
 ) -> None:
-    """Count the step, and end or restart the phase where the rules say so. real, fake: see `scores`, before the step.
+    """Count the step, and end or restart the phase where the rules say so. real, fake: see `scores`, before the step;
+    real may be None in the G-phase. Logs the phase's number and the leader's score.
 
     In several processes all see the same mean, so that all turn at the same step.
     """
     side = phase["side"]
     g, d = fake.shape
+    real = fake.new_zeros(d) if real is None else real
     means = run.mean_of_ranks(torch.cat([real.detach().float(), fake.detach().float().flatten()]))
     now = scores(side, means[:d], means[d:].reshape(g, d)).tolist()
+    run.log("phase", phase["number"])
+    run.log(f"score {side}", max(now))
     phase["step"] += 1
     phase["scores"] = [*phase["scores"], now][-rules.window :]
     if phase["first"] is None:

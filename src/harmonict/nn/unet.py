@@ -7,7 +7,6 @@ normalises: statistics of a patch would not be those of the slice that the netwo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -86,12 +85,13 @@ class Discriminator(nn.Module):
         """Logits and the features that they are made of (the output of the fourth layer, (b, c, h'', w''))."""
         for layer in self.layers:
             x = functional.leaky_relu(layer(x), SLOPE)
+        x = x.float()
         with torch.autocast(x.device.type, enabled=False):
-            return self.last(x.float()), x.float()
+            return self.last(x), x
 
 
 def pad_to(x: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, slice]]:
-    """Images (b, c, h, w) grown to multiples of `multiple` by repeating their edge, and where in them the image lies."""
+    """Images (b, c, h, w) grown to multiples of `multiple` by repeating their edge, and where in them the old ones lie."""
     h, w = x.shape[-2:]
     dy, dx = -h % multiple, -w % multiple
     top, left = dy // 2, dx // 2
