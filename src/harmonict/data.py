@@ -34,13 +34,15 @@ class About:
     """What a method knows of the source beside its pixels: computed once a series, carried with every batch of it.
 
     pixel_mm: in-plane spacing (y, x). measured: arrays that `describe` added under names of the method's own.
-    note: one line for the user where the source limits what can be done ("" = nothing to say).
+    note: one line for the user where the source limits what can be done ("" = nothing to say). outside: sentences that
+    say why the source is outside what the model was trained on.
     """
 
     pixel_mm: tuple[float, float]
     protocol: ScanProtocol = dataclasses.field(default_factory=ScanProtocol)
     measured: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     note: str = ""
+    outside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

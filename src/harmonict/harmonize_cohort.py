@@ -119,7 +119,7 @@ def _sorted(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def harmonize_one(task: Task) -> dict[str, Any]:
-    """Read, measure, harmonize, write and measure one series; its row of the cohort table, with the further key "qc"."""
+    """Read, measure, harmonize, write, measure one series; its row of the cohort table, with the further key "qc"."""
     model = load_model(task.model)
     series = task.found.read(spacing_mm=task.spacing_mm)
     about = model.describe(series, source_mtf=task.source_mtf)
@@ -133,7 +133,7 @@ def harmonize_one(task: Task) -> dict[str, Any]:
         "digest": task.key,
         **result.protocol.as_dict(),
         "state": "done",
-        "reason": about.note,
+        "reason": "; ".join(dict.fromkeys(filter(None, (*about.outside, about.note, *qc.get("notes", ()))))),
         "source_kernel": series.protocol.kernel,
         **_change(series, result),
         "source_f50_per_mm": _measure(lambda: _source_f50(series, about)),

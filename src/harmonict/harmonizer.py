@@ -24,9 +24,11 @@ from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.padding import clip_floor, fill_padding
 from harmonict.data import About, SlicePairs
 from harmonict.physics.kernel import Kernel
+from harmonict.tiles import MemoryWatch, in_tiles, is_out_of_memory, smaller_tile
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
 CARD_FILE, CARD_PAGE = "card.json", "card.md"
+PIXEL_TOLERANCE = 0.05  # relative: a series within it counts as one of the pixel size that was trained
 
 
 class Harmonizer(nn.Module):
@@ -43,6 +45,7 @@ class Harmonizer(nn.Module):
     Config: ClassVar[Any]
     changes: ClassVar[tuple[str, ...]] = ("kernel",)  # the fields of ScanProtocol that it translates
     window_hu: ClassVar[tuple[float, float] | None] = None  # outside of it the source's HU stay
+    tile: ClassVar[int | None] = None  # the largest side in pixels that its network takes; larger slices go in tiles
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> the settings that make it
     limits: ClassVar[tuple[str, ...]] = ()  # sentences for the model card
 
@@ -72,7 +75,23 @@ class Harmonizer(nn.Module):
         """
         if source_mtf is not None:
             raise HarmonictError(f"{self.name} does not use the source's MTF: leave --source-mtf out")
-        return About(series.pixel_mm, series.protocol)
+        return About(series.pixel_mm, series.protocol, outside=self.outside(series))
+
+    def outside(self, series: Series) -> tuple[str, ...]:
+        """Why the series is outside what the model was trained on, a sentence each; `harmonize --strict` refuses it.
+
+        Here: other pixels than those of the training, where the method has a buffer `pixel_mm` (2,).
+        """
+        trained = self.trained_pixel_mm
+        if trained is None or np.allclose(series.pixel_mm, trained, rtol=PIXEL_TOLERANCE):
+            return ()
+        return (f"trained on pixels of {trained[1]:.3g} mm, these are of {series.pixel_mm[1]:.3g} mm",)
+
+    @property
+    def trained_pixel_mm(self) -> tuple[float, float] | None:
+        """In-plane spacing (y, x) that a network has learned; None where none was, or where it does not matter."""
+        known = dict(self.named_buffers(recurse=False)).get("pixel_mm")
+        return None if known is None or len(known) != 2 else (float(known[0]), float(known[1]))
 
     def aim(self, wanted: ScanProtocol) -> None:
         """Make `wanted` the target. Raises HarmonictError where the model cannot go there: most have one target."""
@@ -99,21 +118,39 @@ class Harmonizer(nn.Module):
 
         Padding is filled before and restored exactly after; outside `window_hu` the source's HU stay; a file that clips
         air (at -1024, say) clips it again at the same value, as its scanner would. Needs one more copy of the HU and a
-        few slices. qc: a dict to fill with plain values that say what was done; `harmonize --qc` writes it. A method
-        that overrides this takes the same arguments, and puts its own values under its own name.
+        few slices. slices_at_once: at most so many; fewer where memory is short. Where it does not hold one slice, a
+        network gets tiles, and the notes say so. qc: a dict to fill with plain values that say what was done, which
+        `harmonize --qc` writes; its "notes" are lines for the user. A method that overrides this takes the same
+        arguments and puts its own values under its own name.
         """
         target = target or self.target
         about = about or self.describe(series)
         out = np.empty_like(series.hu)
         device = self._to_device()
         floor = clip_floor(series.hu, series.padding)
-        for start in range(0, len(out), slices_at_once):
-            part = slice(start, start + slices_at_once)
+        notes: list[str] = []
+        start, at_once, most, tile = 0, 1, slices_at_once, self.tile
+        while start < len(out):  # the first slice goes alone, to see how much memory one needs
+            part = slice(start, start + at_once)
             source = series.hu[part]
             padding = None if series.padding is None else series.padding[part]
             filled = source if padding is None else fill_padding(source, padding)
-            x = torch.from_numpy(np.array(filled[:, None])).to(device)
-            result = self.translate(x, target, about)[:, 0].cpu().numpy()
+            try:
+                with MemoryWatch(device) as memory:
+                    result = self._translated(filled, tile, target, about, device)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if at_once > 1:
+                    most = at_once = at_once // 2
+                    continue
+                tile = smaller_tile(tile, series.hu.shape[1:]) if any(True for _ in self.parameters()) else None
+                if tile is None:
+                    words = f"not enough memory on {device.type} for {self.name} of one slice"
+                    raise HarmonictError(f"{series.name}: {words}; end other programs or use fewer --jobs") from None
+                notes = [f"not enough memory for whole slices: translated in blended tiles of {tile} pixels"]
+                start = 0  # a series is of one make
+                continue
             if not np.isfinite(result).all():
                 raise HarmonictError(f"{series.name}: {self.name} gave NaN or infinite HU from slice {start} on")
             keep = padding
@@ -123,10 +160,25 @@ class Harmonizer(nn.Module):
             np.maximum(result, floor, out=out[part])
             if keep is not None:
                 np.copyto(out[part], source, where=keep)
+            if start == 0:
+                at_once = memory.slices(most)
+            start = part.stop
+        if notes and qc is not None:
+            qc.setdefault("notes", []).extend(notes)
         changed = {name: getattr(target, name) for name in self.changes}
         # an unknown target kernel makes the result's unknown; another open field is left as the source has it
         changed = {name: value for name, value in changed.items() if name == "kernel" or value is not None}
         return series.with_hu(out, protocol=series.protocol.with_(**changed))
+
+    def _translated(
+        self, hu: np.ndarray, tile: int | None, target: ScanProtocol, about: About, device: torch.device
+    ) -> np.ndarray:
+        x = torch.from_numpy(np.array(hu[:, None])).to(device)
+        if tile is None:
+            result = self.translate(x, target, about)
+        else:
+            result = in_tiles(x, tile, lambda part: self.translate(part, target, about))
+        return result[:, 0].cpu().numpy()
 
     @property
     def digest(self) -> str:

@@ -18,6 +18,7 @@ from toy import toy_series
 
 SHARP = toy_series(blur_mm=0.8, seed=3, slices=8, noise_hu=20, kernel="B70", size=192)
 SOFT = toy_series(blur_mm=1.2, seed=3, slices=8, noise_hu=20, kernel="B30", size=192)
+TRUTH = toy_series(blur_mm=1.2, seed=3, slices=8, noise_hu=0, size=192)
 SMALL = {"layers": 4, "channels": 16, "patch": 64, "batch": 4, "steps": 250, "rate": 3e-3, "check_every": 125}
 
 
@@ -61,6 +62,20 @@ def test_bf16_inside_costs_under_half_a_hu(fitted):
     assert exact.dtype == rough.dtype == torch.float32
     print(f"bf16 - float32: SD {difference.std():.3f} HU, largest {difference.abs().max():.2f} HU")
     assert 0 < difference.std() < 0.5 and difference.abs().max() < 5
+
+
+@pytest.mark.parametrize("window", ["growing", "both"])
+def test_window_training_takes_as_many_steps_and_ends_valid_on_the_whole_range(window, tmp_path):
+    """Every tissue is nearer to the target than the source was, those that no early window showed too."""
+    model = fit(SHARP, SOFT, tmp_path / "run", window=window)
+    with (tmp_path / "run" / "log.csv").open() as stream:
+        names = [row[2] for row in csv.reader(stream)]
+    assert names.count("L2") == SMALL["steps"] and "window high HU" in names
+    made = model.harmonize(SHARP).hu
+    for low, high in ((-900, -800), (0, 80), (350, 450)):
+        inside = (TRUTH.hu > low) & (TRUTH.hu < high)
+        errors = [np.square(image - SOFT.hu)[inside].mean() for image in (SHARP.hu, made)]
+        assert errors[1] < 0.8 * errors[0]
 
 
 def test_the_number_of_threads_changes_no_bit(fitted):
@@ -112,7 +127,7 @@ def test_the_model_card_says_data_protocols_training_and_limits(fitted, tmp_path
 def test_other_pixels_than_those_of_the_training_are_said():
     model = fit(SHARP, SOFT, steps=1)
     wide = replace(SHARP, geometry=Geometry((0.0, 0.0, 0.0), (3.0, 1.5, 1.5)))
-    assert model.describe(SHARP).note == "" and "trained on pixels of 1.2 mm" in model.describe(wide).note
+    assert model.describe(SHARP).outside == () and "trained on pixels of 1.2 mm" in model.describe(wide).outside[0]
 
 
 def test_what_it_was_not_fitted_for_is_refused():

@@ -15,18 +15,18 @@ CPU cores, narrower with a wider kernel, on patches instead of whole slices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from harmonict.core import HarmonictError, ScanProtocol, Series
+from harmonict.core import HarmonictError, ScanProtocol
 from harmonict.data import SlicePairs
 from harmonict.harmonizer import About, Harmonizer
-from harmonict.physics.kernel import Kernel
 from harmonict.train import Run
+from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
 HU_UNIT = 1000.0
 HU_ZERO = -1024.0
@@ -38,7 +38,7 @@ class Config:
 
     patch: side in pixels, none = whole slices, as in the paper. rate: Adam's. rate_drop: the rate is multiplied by it
     after each third of the steps (public code: 0.1 after 39,402 of 119,400). weight_decay: public code.
-    check_every: steps between two looks at the held-out patients (ours).
+    check_every: steps between two looks at the held-out patients (ours). window: RadiomicGAN's window training.
     """
 
     layers: int = 6
@@ -51,6 +51,7 @@ class Config:
     rate_drop: float = 0.1
     weight_decay: float = 1e-6
     check_every: int = 1990
+    window: WindowKind = "none"
 
     def __post_init__(self) -> None:
         if self.layers < 2 or self.channels < 1 or self.kernel < 1 or self.kernel % 2 == 0:
@@ -117,8 +118,12 @@ class Choe(Harmonizer):
             self.network = ResidualCNN(c)
         adam = torch.optim.Adam(self.network.parameters(), lr=c.rate, weight_decay=c.weight_decay)
         rate = torch.optim.lr_scheduler.StepLR(adam, max(1, round(c.steps / 3)), c.rate_drop)
-        for batch in run.batches(
+        output = lambda batch: self._convert(batch.source)  # noqa: E731
+        for batch in window_batches(
+            run,
             pairs,
+            WindowSettings(c.window),
+            output=output,
             size=c.batch,
             patch=c.patch,
             steps=c.steps,
@@ -133,16 +138,9 @@ class Choe(Harmonizer):
             seen = batch.measured
             run.step({"L2": (1.0, (r_hat - r).square()[seen].mean())}, adam)
             rate.step()
-            run.check(pairs.held_out, lambda batch: self._convert(batch.source))
+            run.check(pairs.held_out, output)
         self.card = run.card(pairs)
         return self.eval()
-
-    def describe(self, series: Series, *, source_mtf: Kernel | None = None) -> About:
-        about = super().describe(series, source_mtf=source_mtf)
-        if len(self.pixel_mm) and abs(series.pixel_mm[1] / float(self.pixel_mm[1]) - 1) > 0.05:
-            trained, here = float(self.pixel_mm[1]), series.pixel_mm[1]
-            return replace(about, note=f"trained on pixels of {trained:.3g} mm, these are of {here:.3g} mm")
-        return about
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
         if not len(self.pixel_mm):
