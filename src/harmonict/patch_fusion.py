@@ -16,6 +16,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ from harmonict.core.padding import fill_padding
 MODES = ("straightforward", "overlap", "real-fake", "all")
 CANDIDATES = 32  # positions looked at for each patch; the one that adds most coverage is taken
 REACH_SIDES = 5  # sides of patches that are tried when asking which pixels a soft-tissue patch can reach at all
-MIN_LINE_PX = 16  # a border of fewer tissue pixels has no measurable step
+PIECE_PX, MIN_PAIRS = 48, 16  # a border is looked at in pieces; one with fewer tissue pixels has no measurable step
 CROP_PX = 8  # what one more re-integration crops from each border of a patch
 FEATHER_PX = 16  # over which a re-integrated patch fades in behind its crop
 REINTEGRATIONS = 3
@@ -436,12 +437,13 @@ class _Patches:
     def fuse(self) -> tuple[np.ndarray, np.ndarray]:
         """The weighted mean (h, w) of the patches over each pixel in HU, and the sum of their weights."""
         total, weight = np.zeros(self.source.shape), np.zeros(self.source.shape)
+        height, width = self.source.shape
         for n, box in enumerate(self.boxes):
             part = _inner(box)
             if self.settings.mode == "straightforward":  # pasted: the last one counts
                 total[part], weight[part] = self.hu[n], 1.0
                 continue
-            (y, x, side), (height, width) = box, total.shape
+            y, x, side = box
             w = np.outer(self._profile(y, side, height, n), self._profile(x, side, width, n))
             total[part] += w * self.hu[n]
             weight[part] += w
@@ -483,13 +485,13 @@ class _Patches:
             (y + (c if y else 0), y + side - c, x + (c if x else 0), x + side - c)
             for (y, x, side), c in zip(self.boxes, (int(c) for c in self.crops), strict=True)
         ]
-        steps, limits = patch_steps(change, covered, whole)
-        inner_steps, inner_limits = patch_steps(change, covered, cropped)
-        found = steps > np.maximum(s.seam_hu, s.seam_sds * limits)
-        inner = inner_steps > np.maximum(s.seam_hu, s.seam_sds * inner_limits)
-        self.largest_step_hu = float(max(steps[found].max(initial=0.0), inner_steps[inner].max(initial=0.0)))
-        shown: np.ndarray = (found | inner).any(axis=1)
-        return shown
+        found = np.zeros(len(self.boxes), bool)
+        self.largest_step_hu = 0.0
+        for boxes in (whole, cropped) if self.crops.any() else (whole,):
+            steps, shown = patch_steps(change, covered, boxes, least_hu=s.seam_hu, sds=s.seam_sds)
+            self.largest_step_hu = max(self.largest_step_hu, float(steps[shown].max(initial=0.0)))
+            found |= shown.any(axis=1)
+        return found
 
     def reintegrate(self, which: np.ndarray, reached: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Fuse again with the borders of some patches cropped by `CROP_PX` more.
@@ -523,35 +525,50 @@ class _Patches:
 
 
 def patch_steps(
-    change: np.ndarray, valid: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]
+    change: np.ndarray, valid: np.ndarray, boxes: Sequence[tuple[int, int, int, int]], *, least_hu: float, sds: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How high the step along each border of each box is, and how high steps are elsewhere.
+    """How high the step along each border of each box is, and whether it stands out.
 
     change: (h, w) HU, result minus source, so that anatomy that both show makes no step. valid: bool (h, w).
-    boxes: (top, bottom, left, right), ends excluded. Returns two arrays (n, 4) in HU, for left, right, top and bottom:
-    the absolute mean step between the two pixels across the border, 0 on the image's edge and where fewer than 16
-    pairs are valid; and its SD if the border were one of the parallel lines of the same length in the image (from
-    their median absolute deviation).
+    boxes: (top, bottom, left, right), ends excluded. A border is looked at in pieces of about 48 pixels: the mean step
+    between the two pixels across it, 0 on the image's edge and where fewer than 16 pairs are valid. A piece stands out
+    where its step exceeds `least_hu` and `sds` times the SD (from the median absolute deviation) of all parallel pieces
+    across the image.
+
+    Returns (n, 4), for left, right, top and bottom: the highest absolute step in HU, of the pieces that stand out where
+    any does; and bool, whether any does.
     """
-    steps, spread = np.zeros((len(boxes), 4)), np.zeros((len(boxes), 4))
-    for across in (0, 1):
+    steps, shown = np.zeros((len(boxes), 4)), np.zeros((len(boxes), 4), bool)
+    for across in (0, 1) if boxes else ():
         image, ok = (change, valid) if across == 0 else (change.T, valid.T)
+        if image.shape[1] < 2:
+            continue
         pairs = ok[:, 1:] & ok[:, :-1]
         sums = np.zeros((image.shape[0] + 1, image.shape[1] - 1))
         np.cumsum(np.where(pairs, np.diff(image, axis=1), 0.0), axis=0, out=sums[1:])
         numbers = np.zeros(sums.shape, np.int32)
         np.cumsum(pairs, axis=0, dtype=np.int32, out=numbers[1:])
+        pieces = []
         for n, box in enumerate(boxes):
-            low, high, first, last = box if across == 0 else (*box[2:], *box[:2])
-            number = numbers[high] - numbers[low]
-            root = np.sqrt(np.maximum(number, 1))
-            z = (sums[high] - sums[low]) / root  # of equal SD whatever the length
-            enough = number >= MIN_LINE_PX
-            if not enough.any():
-                continue
-            sd = 1.4826 * float(np.median(np.abs(z[enough])))
-            for at, line in enumerate((first - 1, last - 1)):
-                if 0 <= line < len(z) and enough[line]:
-                    steps[n, 2 * across + at] = abs(z[line]) / root[line]
-                    spread[n, 2 * across + at] = sd / root[line]
-    return steps, spread
+            first, last, left, right = box if across == 0 else (*box[2:], *box[:2])
+            cuts = np.linspace(first, last, max(1, round((last - first) / PIECE_PX)) + 1).round().astype(int)
+            for a, b in pairwise(cuts):
+                pieces.append((n, int(a), int(b), left - 1, right - 1))
+        low, high = [piece[1] for piece in pieces], [piece[2] for piece in pieces]
+        number = numbers[high] - numbers[low]  # (pieces, w - 1)
+        root = np.sqrt(np.maximum(number, 1))
+        z = np.abs(sums[high] - sums[low]) / root  # of one SD whatever the number of pairs
+        z[number < MIN_PAIRS] = np.nan
+        usable = ~np.isnan(z).all(axis=1)
+        sd = np.zeros(len(z))
+        sd[usable] = 1.4826 * np.nanmedian(z[usable], axis=1)
+        for piece, (n, _, _, *both) in enumerate(pieces):
+            for side, line in enumerate(both):
+                if not 0 <= line < z.shape[1] or np.isnan(z[piece, line]):
+                    continue
+                at, here = (n, 2 * across + side), root[piece, line]
+                step = z[piece, line] / here
+                stands_out = step > max(least_hu, sds * sd[piece] / here)
+                if (stands_out, step) > (shown[at], steps[at]):
+                    shown[at], steps[at] = stands_out, step
+    return steps, shown
