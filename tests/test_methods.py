@@ -15,6 +15,7 @@ TARGET = toy_series(blur_mm=1.2, seed=1, kernel="B10")
 GAN = {"layers": 3, "width": 4, "discriminator_width": 4, "residual": True, "patch": 48, "batch": 2, "steps": 6}
 QUICK = {
     "choe": {"layers": 3, "channels": 8, "patch": 32, "steps": 3, "rate": 1e-2},
+    "cyclegan": {"channels": 4, "blocks": 1, "discriminator_channels": 4, "patch": 32, "steps": 3, "residual": True},
     "ganai": {**GAN, "t_max": 2, "rate": 1e-3},
 }
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from harmonict.core import HarmonictError
 from harmonict.harmonizer import Harmonizer, read_config
 from harmonict.methods.choe import Choe
+from harmonict.methods.cyclegan import CycleGAN
 from harmonict.methods.ganai import GANai
 from harmonict.methods.histogram import Histogram
 from harmonict.methods.identity import Identity
 from harmonict.methods.mtf_ratio import MTFRatio
 
-METHODS: dict[str, type[Harmonizer]] = {m.name: m for m in (Identity, Histogram, MTFRatio, Choe, GANai)}
+METHODS: dict[str, type[Harmonizer]] = {m.name: m for m in (Identity, Histogram, MTFRatio, Choe, GANai, CycleGAN)}
 
 
 def get_method(name: str) -> type[Harmonizer]:
