@@ -17,6 +17,7 @@ QUICK = {
     "choe": {"layers": 3, "channels": 8, "patch": 32, "steps": 3, "rate": 1e-2},
     "cyclegan": {"channels": 4, "blocks": 1, "discriminator_channels": 4, "patch": 32, "steps": 3, "residual": True},
     "ganai": {**GAN, "t_max": 2, "rate": 1e-3},
+    "stan-ct": {**GAN, "t_max": 2, "rate": 1e-3, "units": "overlap"},
 }
 
 

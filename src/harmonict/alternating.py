@@ -16,8 +16,9 @@ A method's loop stays its own:
         end_step(run, rules, contest, adam, phase, real, fake)
 
 The papers contradict themselves on one point: a phase ends at t_max, and a phase that fails within t_max starts again.
-Here a side that at t_max is better than at the phase's start has done its phase; one that is not goes back to the start
-and tries again on other data, at most `retries` times; then the turn is the other side's.
+Here a side that at t_max is no worse than at the phase's start has done its phase; one that lost ground goes back to
+the start and tries again on other data, at most `retries` times; then the turn is the other side's. Which side begins
+is not said: D, so that G never learns from a D that has seen nothing.
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ SIDES = ("G", "D")
 class Rules:
     """When a phase ends. t_max: steps of a phase. window: steps that an accuracy is the mean of. Probabilities are D's,
     that an image is of the target protocol: G is done where its images reach `real_above`, D where it gives real
-    images that and made ones `fake_below`. retries: attempts of a phase after the first."""
+    images that and made ones `fake_below`. slack: by how much a score may fall in a phase before the side goes back.
+    retries: attempts of a phase after the first."""
 
     t_max: int
     window: int = 8
     fake_below: float = 0.01
     real_above: float = 0.99
+    slack: float = 0.05
     retries: int = 1
 
     def __post_init__(self) -> None:
@@ -81,7 +84,7 @@ class Contest(nn.Module):
 
 def new_phase() -> dict[str, Any]:
     """Plain values and the tensors to roll back to; a part of the loop's state."""
-    return {"side": "G", "number": 0, "step": 0, "attempt": 0, "rollbacks": 0, "scores": [], "first": None, "start": {}}
+    return {"side": "D", "number": 0, "step": 0, "attempt": 0, "rollbacks": 0, "scores": [], "first": None, "start": {}}
 
 
 def begin_step(contest: Contest, adam: Mapping[str, Optimizer], phase: dict[str, Any]) -> str:
@@ -130,17 +133,17 @@ def end_step(
     run.log(f"score {side}", max(now))
     phase["step"] += 1
     phase["scores"] = [*phase["scores"], now][-rules.window :]
-    if phase["first"] is None:
-        phase["first"] = max(now)
     mean = torch.tensor(phase["scores"]).mean(dim=0)
-    leader = int(mean.argmax())
-    if len(phase["scores"]) >= min(rules.window, rules.t_max):
-        goal = rules.real_above if side == "G" else min(rules.real_above, 1 - rules.fake_below)
-        if float(mean[leader]) >= goal or (phase["step"] >= rules.t_max and float(mean[leader]) > phase["first"]):
-            contest.best[SIDES.index(side)] = leader
-            _turn(phase)
-            return
-    if phase["step"] >= rules.t_max:
+    leader, score = int(mean.argmax()), float(mean.max())
+    if phase["step"] == min(rules.window, rules.t_max):
+        phase["first"] = score
+    if phase["first"] is None:
+        return
+    goal = rules.real_above if side == "G" else min(rules.real_above, 1 - rules.fake_below)
+    if score >= goal or (phase["step"] >= rules.t_max and score >= phase["first"] - rules.slack):
+        contest.best[SIDES.index(side)] = leader
+        _turn(phase)
+    elif phase["step"] >= rules.t_max:
         put_back(contest.side(side), phase["start"]["networks"])
         put_back(adam[side], copy.deepcopy(phase["start"]["adam"]))  # Adam goes on inside what it is given
         phase["rollbacks"] += 1

@@ -16,7 +16,7 @@ draws a checkerboard, which is texture that no scanner made. 5. Crops keep the p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -24,11 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harmonict.alternating import SIDES, Contest, Rules, begin_step, end_step, new_phase
-from harmonict.core import HarmonictError, ScanProtocol, Series
-from harmonict.data import Batch, SlicePairs
-from harmonict.harmonizer import About, Harmonizer
+from harmonict.core import HarmonictError, ScanProtocol
+from harmonict.data import About, Batch, SlicePairs
+from harmonict.harmonizer import Harmonizer
 from harmonict.nn.unet import Discriminator, UNet, Upsampling, pad_to
-from harmonict.physics.kernel import Kernel
 from harmonict.train import Run
 
 HU_UNIT = 1000.0
@@ -168,13 +167,6 @@ class GANai(Harmonizer):
         self.network = contest.generator
         self.card = run.card(pairs)
         return self.eval().requires_grad_(True)
-
-    def describe(self, series: Series, *, source_mtf: Kernel | None = None) -> About:
-        about = super().describe(series, source_mtf=source_mtf)
-        if len(self.pixel_mm) and abs(series.pixel_mm[1] / float(self.pixel_mm[1]) - 1) > 0.05:
-            trained, here = float(self.pixel_mm[1]), series.pixel_mm[1]
-            return replace(about, note=f"trained on pixels of {trained:.3g} mm, these are of {here:.3g} mm")
-        return about
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
         if not len(self.pixel_mm):

@@ -91,7 +91,7 @@ class Discriminator(nn.Module):
 
 
 def pad_to(x: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, slice]]:
-    """Images (b, c, h, w) grown to multiples of `multiple` by repeating their edge, and where in them the old ones lie."""
+    """Images (b, c, h, w) whose edge is repeated up to multiples of `multiple`, and where in them the old ones lie."""
     h, w = x.shape[-2:]
     dy, dx = -h % multiple, -w % multiple
     top, left = dy // 2, dx // 2
