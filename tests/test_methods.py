@@ -18,6 +18,16 @@ QUICK = {
     "cyclegan": {"channels": 4, "blocks": 1, "discriminator_channels": 4, "patch": 32, "steps": 3, "residual": True},
     "ganai": {**GAN, "t_max": 2, "rate": 1e-3},
     "stan-ct": {**GAN, "t_max": 2, "rate": 1e-3, "units": "overlap"},
+    "radiomic-gan": {
+        "feature_weights": "random",
+        "feature_width": 16,
+        "width": 4,
+        "critic_width": 4,
+        "patch": 48,
+        "batch": 2,
+        "steps": 3,
+        "window": "none",
+    },
 }
 
 

@@ -12,10 +12,11 @@ from harmonict.methods.ganai import GANai
 from harmonict.methods.histogram import Histogram
 from harmonict.methods.identity import Identity
 from harmonict.methods.mtf_ratio import MTFRatio
+from harmonict.methods.radiomic_gan import RadiomicGAN
 from harmonict.methods.stan_ct import STANCT
 
 METHODS: dict[str, type[Harmonizer]] = {
-    m.name: m for m in (Identity, Histogram, MTFRatio, Choe, GANai, STANCT, CycleGAN)
+    m.name: m for m in (Identity, Histogram, MTFRatio, Choe, GANai, STANCT, CycleGAN, RadiomicGAN)
 }
 
 
