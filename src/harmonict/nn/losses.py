@@ -66,6 +66,6 @@ def gradient_penalty(
     """
     share = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
     between = (share * real.detach() + (1 - share) * fake.detach()).requires_grad_()
-    value = critic(between).float().flatten(start_dim=1).mean(dim=1)
+    value = critic(between).float().reshape(len(real), -1).mean(dim=1)
     (gradient,) = torch.autograd.grad(value.sum(), between, create_graph=True)
     return (gradient.float().flatten(start_dim=1).norm(dim=1) - 1).square().mean()

@@ -8,11 +8,13 @@ come with the package stand in `weights/`, each beside its card (`NAME.json`), w
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import re
-import urllib.error
 import urllib.request
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,8 @@ def _check_digest(path: Path, promised: str) -> None:
 
 def _read_pth(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # whatever a damaged or hostile archive makes the reader raise
@@ -144,25 +147,30 @@ def _read_pth(path: Path) -> Any:
 
 
 def _download(url: str, path: Path, temporary: Path) -> None:
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, temporary.open("wb") as file:
-            size = int(response.headers.get("Content-Length") or 0)
-            digest = hashlib.sha256()
-            console = Console(stderr=True)
-            with wrap_file(
-                response, size, description=f"fetching {path.name}", console=console, transient=True
-            ) as body:
-                while chunk := body.read(CHUNK_BYTES):
-                    digest.update(chunk)
-                    file.write(chunk)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise HarmonictError(
-            f"cannot fetch {url} ({reason}): put the file at {path}, or --set feature_weights=PATH, "
-            "or --set feature_weights=trial (or random)"
-        ) from None
+    digest = hashlib.sha256()
+    ways = f"put the file at {path}, or --set feature_weights=PATH, or --set feature_weights=trial (or random)"
+    with temporary.open("wb") as file:
+        received = _received(url, path.name)
+        while True:
+            try:
+                chunk = next(received, None)
+            except (OSError, http.client.HTTPException) as error:  # the network's; the disk's is write_whole's to tell
+                reason = getattr(error, "reason", None) or error
+                raise HarmonictError(f"cannot fetch {url} ({reason}): {ways}") from None
+            if chunk is None:
+                break
+            digest.update(chunk)
+            file.write(chunk)
     if not digest.hexdigest().startswith(_promised(path) or "-"):
         raise HarmonictError(
-            f"{url}: what came has SHA-256 {digest.hexdigest()[:8]}..., not the one in its name, and was not kept: "
-            f"put the file at {path}, or --set feature_weights=PATH, or --set feature_weights=trial (or random)"
+            f"{url}: what came has SHA-256 {digest.hexdigest()[:8]}..., not that of its name, and was not kept: {ways}"
         )
+
+
+def _received(url: str, name: str) -> Iterator[bytes]:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+        size = int(response.headers.get("Content-Length") or 0)
+        console = Console(stderr=True)
+        with wrap_file(response, size, description=f"fetching {name}", console=console, transient=True) as body:
+            while chunk := body.read(CHUNK_BYTES):
+                yield chunk

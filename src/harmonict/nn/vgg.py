@@ -48,8 +48,9 @@ class VGG19(nn.Module):
     def groups(self) -> list[nn.Sequential]:
         """The five groups of convolutions, sharing these weights: each but the first begins with its max-pool and each
         ends with its last ReLU, so that their outputs are relu1_2, relu2_2, relu3_4, relu4_4 and relu5_4."""
+        layers = list(self.features)
         ends = [self._end[f"relu{n}_{convolutions}"] + 1 for n, (_, convolutions) in enumerate(GROUPS, start=1)]
-        return [nn.Sequential(*self.features[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        return [nn.Sequential(*layers[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
     def forward(self, x: Tensor, layers: Sequence[str]) -> list[Tensor]:
         """The maps (b, c, h / 2^(n-1), w / 2^(n-1)) of the named layers, "relu1_1" to "relu5_4", in that order.
