@@ -13,7 +13,18 @@ SOURCE = toy_series(blur_mm=0.8, seed=1, padding=True)
 TARGET = toy_series(blur_mm=1.2, seed=1, kernel="B10")
 # A contract holds for a network that is hardly trained too.
 GAN = {"layers": 3, "width": 4, "discriminator_width": 4, "residual": True, "patch": 48, "batch": 2, "steps": 6}
+ZAREI = {
+    "feature_weights": "random:4",
+    "feature_width": 4,
+    "depth": 3,
+    "critic_width": 4,
+    "patch": 32,
+    "batch": 2,
+    "steps": 3,
+}
 QUICK = {
+    "physics": {**ZAREI, "decoder": "8,8", "omega": 2, "filters": 4},
+    "vgg-unet": {**ZAREI, "decoder": "8,8,8"},
     "choe": {"layers": 3, "channels": 8, "patch": 32, "steps": 3, "rate": 1e-2},
     "cyclegan": {"channels": 4, "blocks": 1, "discriminator_channels": 4, "patch": 32, "steps": 3, "residual": True},
     "ganai": {**GAN, "t_max": 2, "rate": 1e-3},

@@ -12,11 +12,14 @@ from harmonict.methods.ganai import GANai
 from harmonict.methods.histogram import Histogram
 from harmonict.methods.identity import Identity
 from harmonict.methods.mtf_ratio import MTFRatio
+from harmonict.methods.physics import Physics
 from harmonict.methods.radiomic_gan import RadiomicGAN
 from harmonict.methods.stan_ct import STANCT
+from harmonict.methods.vgg_unet import VGGUNetAblation
 
 METHODS: dict[str, type[Harmonizer]] = {
-    m.name: m for m in (Identity, Histogram, MTFRatio, Choe, GANai, STANCT, CycleGAN, RadiomicGAN)
+    m.name: m
+    for m in (Identity, Histogram, MTFRatio, Choe, GANai, STANCT, CycleGAN, RadiomicGAN, Physics, VGGUNetAblation)
 }
 
 
