@@ -52,8 +52,8 @@ class Rules:
     retries: int = 1
 
     def __post_init__(self) -> None:
-        if self.t_max < 1 or self.window < 1 or self.retries < 0:
-            raise ValueError("t_max and window must be at least 1, retries at least 0")
+        if self.t_max < 1 or self.window < 1 or self.retries < 0 or self.slack < 0:
+            raise ValueError("t_max and window must be at least 1, retries and slack at least 0")
         if not 0 <= self.fake_below < self.real_above <= 1:
             raise ValueError("0 <= fake_below < real_above <= 1")
 
