@@ -4,6 +4,7 @@
     M_c = sigmoid(MLP(AvgPool(F)) + MLP(MaxPool(F))), eq 2            ChannelAttention
     M_s = sigmoid(f_7x7([AvgPool(F'); MaxPool(F')])), eq 3            SpatialAttention
     F' = M_c F, F'' = M_s F', eq 1                                    CBAM
+Symbols: F a feature map, M its gates.
 """
 
 from __future__ import annotations
