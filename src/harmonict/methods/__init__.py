@@ -7,6 +7,7 @@ from pathlib import Path
 from harmonict.core import HarmonictError
 from harmonict.harmonizer import Harmonizer, read_config
 from harmonict.methods.choe import Choe
+from harmonict.methods.cvh_ct import CVHCT
 from harmonict.methods.cyclegan import CycleGAN
 from harmonict.methods.ganai import GANai
 from harmonict.methods.histogram import Histogram
@@ -19,7 +20,19 @@ from harmonict.methods.vgg_unet import VGGUNetAblation
 
 METHODS: dict[str, type[Harmonizer]] = {
     m.name: m
-    for m in (Identity, Histogram, MTFRatio, Choe, GANai, STANCT, CycleGAN, RadiomicGAN, Physics, VGGUNetAblation)
+    for m in (
+        Identity,
+        Histogram,
+        MTFRatio,
+        Choe,
+        GANai,
+        STANCT,
+        CycleGAN,
+        CVHCT,
+        RadiomicGAN,
+        Physics,
+        VGGUNetAblation,
+    )
 }
 
 

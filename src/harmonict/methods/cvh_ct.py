@@ -121,7 +121,7 @@ class Generator(nn.Module):
 
     def _tiles(self, x: Tensor) -> dict[str, Any]:
         """How CBAM's channel gates are pooled: over patches as in training, those of soft tissue alone."""
-        if min(x.shape[-2:]) <= self.tile:
+        if max(x.shape[-2:]) <= self.tile:
             return {}
         weight = (tile_shares(x.abs() < 1, self.tile) >= SEES.share).to(x.dtype)
         nothing = weight.sum((2, 3), keepdim=True) == 0

@@ -31,7 +31,7 @@ class ChannelAttention(nn.Module):
         patches that the network was trained on, because the greatest value of a channel grows with the area and the
         mean of an image that is mostly air is that of air. `tile_shares` gives the grid.
         """
-        if tile is None or min(x.shape[-2:]) <= tile:
+        if tile is None or max(x.shape[-2:]) <= tile:
             mean, most = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
             return torch.sigmoid(self.mlp(mean) + self.mlp(most))
         mean = functional.avg_pool2d(x, tile, ceil_mode=True, count_include_pad=False)
