@@ -263,6 +263,16 @@ def test_patches_each_off_by_a_constant_are_found_and_nearly_all_steps_faded_out
     assert record["largest_patch_offset_hu"] > 10  # a crop cannot mend this, and it is told
 
 
+def test_pixels_that_only_cropped_borders_reach_keep_their_uncropped_hu_and_are_told():
+    left = 0
+    for seed in range(6):  # few patches, none in place of others: every round empties more
+        rng = np.random.default_rng(seed)
+        out, record = fuse(lambda x, rng=rng: x + float(rng.uniform(10, 200)), seed=seed, max_redraws=0)
+        assert np.isfinite(out).all() and (out[TISSUE] - HU[TISSUE] > 9.9).all()
+        left += record["tissue_pixels_left_with_cropped_borders"] * (record["reintegrations"] > 1)
+    assert left > 0
+
+
 def test_new_noise_edges_and_slow_changes_are_no_box_artifacts():
     rng = np.random.default_rng(5)
     noise = (rng.standard_normal(HU.shape) * 20).astype(np.float32)

@@ -145,6 +145,7 @@ def fuse_slice(
             patches.add(again)
     fused, weight = patches.fuse()
     count = patches.count()
+    reached |= tissue & (count > 0)  # `reachable` tries a few sides only
     record: dict[str, Any] = {
         "mode": settings.mode,
         "patches_drawn": len(patches.boxes) + len(patches.dropped),
@@ -166,10 +167,10 @@ def fuse_slice(
     covered = tissue & (weight > 0)
     found = patches.seams(fused, covered)
     record |= {"box_artifacts_found": int(found.sum()), "largest_step_found_hu": patches.largest_step_hu}
-    rounds = 0
+    rounds, uncropped = 0, fused
     while units == 3 and found.any() and rounds < REINTEGRATIONS:
         rounds += 1
-        fused = patches.reintegrate(found, reached, rng)
+        fused = patches.reintegrate(found, covered, uncropped, rng)
         found = patches.seams(fused, covered)
     record |= {
         "reintegrations": rounds,
@@ -493,15 +494,16 @@ class _Patches:
             found |= shown.any(axis=1)
         return found
 
-    def reintegrate(self, which: np.ndarray, reached: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def reintegrate(
+        self, which: np.ndarray, covered: np.ndarray, uncropped: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
         """Fuse again with the borders of some patches cropped by `CROP_PX` more.
 
-        Pixels that only cropped borders would reach get new patches, or else keep what the borders hold.
+        Pixels that only cropped borders would reach get new patches, or else keep what they had in `uncropped`.
         """
-        uncropped, before = self.fuse()
         self.crops[which] += CROP_PX
         _, weight = self.fuse()
-        bare = reached & (before > 0) & (weight == 0)
+        bare = covered & (weight == 0)
         if bare.any():
             known = len(self.boxes)
             once = replace(self.settings, coverage=1, overlap=0.0)
@@ -510,7 +512,7 @@ class _Patches:
             self.add(draw_patches(self.tissue, bare, [], rng, once, cap=room, inset=crop + 1))
             self.crops[known:] = crop
         fused, weight = self.fuse()
-        left = reached & (before > 0) & (weight == 0)
+        left = covered & (weight == 0)
         self.only_in_crops = int(left.sum())
         return np.where(left, uncropped, fused)
 
