@@ -502,6 +502,42 @@ def combat_apply(
     print(f"{len(result)} rows, {len(estimates.features)} features: {out}")
 
 
+@app.command(epilog="Example: harmonict benchmark configs/kentucky.toml --out runs/kentucky --only identity")
+def benchmark(
+    plan: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Trial, protocols and models; see configs/.")],
+    out: Annotated[Path, typer.Option(help="Folder of the trial, the models and the tables; a new one, or to go on.")],
+    only: Annotated[list[str] | None, typer.Option(help="Do this model of the plan alone; repeat for more.")] = None,
+    trial: Annotated[Path | None, typer.Option(help="A cohort table in place of the plan's trial.")] = None,
+    jobs: Jobs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train models side by side, apply them to the test patients, and write the tables that hold them together.
+
+    Stopped, it goes on with the same command. Real pairs are taken from the folder HARMONICT_DATA.
+    """
+    from harmonict.evaluate.benchmark import run_benchmark
+    from harmonict.evaluate.benchmark_plan import load_plan
+
+    tables = run_benchmark(
+        load_plan(plan),
+        out,
+        trial=trial,
+        only=only or [],
+        data=os.environ.get("HARMONICT_DATA"),
+        jobs=_jobs(jobs),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if as_json:
+        _print_json(tables.summary)
+    else:
+        _print_table(tables.models, ["model", "method", "size", "state", "series", "seconds_per_slice", "reason"])
+        print(f"tables: {out / 'tables.md'}")
+    wanted = tables.models[tables.models["model"].isin(only)] if only else tables.models
+    bad = wanted["state"].isin(("failed", "part"))
+    if bad.any():
+        raise SystemExit(2 if (wanted["state"] == "failed").all() else 1)
+
+
 @app.command(epilog="Example: harmonict methods")
 def methods(as_json: AsJson = False) -> None:
     """List the methods: paper, what they are fitted on, and their settings."""
