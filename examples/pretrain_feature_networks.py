@@ -241,6 +241,8 @@ def judge(network: VGG19 | ResNet18, heads: Heads, patches: Patches, batches: in
         said_by_level = heads(levels(network, prepare(hu).to(memory_format=torch.channels_last)))
         for q, (answer, possible) in every.items():
             known = answer >= 0
+            if not known.any():
+                continue
             chance[q].append(1.0 / possible[known].sum(dim=1))
             for level, said in enumerate(said_by_level):
                 best = said[q].masked_fill(~possible, -1e4).argmax(dim=1)
