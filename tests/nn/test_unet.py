@@ -1,5 +1,7 @@
 """The U-Net and the discriminator: the papers' layers, nothing moves, no checkerboard where it is promised."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -102,7 +104,7 @@ def test_the_discriminator_has_five_layers_and_judges_patches_of_70_pixels():
     c = [1, 64, 128, 256, 512, 1]
     layers = [*critic.layers, critic.last]
     assert len(layers) == 5 and all(layer.kernel_size == (4, 4) for layer in layers)
-    count = sum(16 * a * b + b for a, b in zip(c[:-1], c[1:], strict=True))
+    count = sum(16 * a * b + b for a, b in pairwise(c))
     assert sum(p.numel() for p in critic.parameters()) == count
     x = torch.randn(1, 1, 128, 128, requires_grad=True)
     logits, features = Discriminator(4)(x)

@@ -29,6 +29,7 @@ from harmonict.data import About, Batch, SlicePairs
 from harmonict.harmonizer import Harmonizer
 from harmonict.nn.unet import Discriminator, UNet, Upsampling, pad_to
 from harmonict.train import Run
+from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
 HU_UNIT = 1000.0
 
@@ -41,7 +42,7 @@ class Config:
     transposed convolutions and no residual. generators, discriminators: copies that compete; several, not given how
     many. batch: not given. steps: 100 epochs of STAN-CT's 49,000 patches. pixel: weight of L1 beside the adversarial
     loss, pix2pix's. t_max, retries: steps of a phase and attempts after the first, not given. check_every: steps
-    between two looks at the held-out patients (ours).
+    between two looks at the held-out patients (ours). window: RadiomicGAN's, see `harmonict.window_training`.
     """
 
     width: int = 64
@@ -63,6 +64,7 @@ class Config:
     real_above: float = 0.99
     retries: int = 1
     check_every: int = 3062
+    window: WindowKind = "none"
 
     def __post_init__(self) -> None:
         if min(self.width, self.discriminator_width, self.layers, self.generators, self.discriminators) < 1:
@@ -132,8 +134,16 @@ class GANai(Harmonizer):
         def output(batch: Batch) -> Tensor:
             return self._convert(contest.generator, batch.source)
 
-        for batch in run.batches(
+        def non_standard(batch: Batch, hu: Tensor) -> tuple[Tensor, Tensor]:
+            logits, features = contest.discriminator(torch.cat([batch.source, hu], 1) / HU_UNIT)
+            return -logits.mean((1, 2, 3)), features
+
+        for batch in window_batches(
+            run,
             pairs,
+            WindowSettings(c.window),
+            output=output,
+            score=non_standard,
             size=c.batch,
             patch=c.patch,
             steps=c.steps,

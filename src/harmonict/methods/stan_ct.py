@@ -8,8 +8,8 @@
     DICOM reconstruction, steps 1-3         STANCT.harmonize, harmonict.patch_fusion
 Symbols: x standard image, x0 non-standard, x_hat = G(x0), all in units of 1000 HU; z latent vector; f critic; phi
 features of D; V their volume.
-Departures: 1. Eq 1 and 4 are printed as gradients: D goes up eq 1, G down minus f. f is 1-Lipschitz by WGAN-GP's
-gradient penalty, of which the paper gives none. f has no natural zero, but the paper's thresholds (0.01, 0.99) and its
+Departures: 1. Eq 1 and 4 are printed as gradients: D goes up eq 1, G down minus f. f is 1-Lipschitz (in the 70-pixel
+patches that it is the mean over) by WGAN-GP's gradient penalty; the paper names no method. f has no natural zero, but the paper's thresholds (0.01, 0.99) and its
 quality unit need a probability: a drift penalty (Karras et al. 2018) centres f, and the softmax at D's end, over real
 and fake, is the sigmoid of f. 2. The sign of the feature loss in D is not settled: D "critics" texture with it, so it
 pulls the features of x and x_hat apart, up to a margin, as perceptual adversarial networks do (Wang et al. 2018);
@@ -39,9 +39,10 @@ from harmonict.core.padding import clip_floor
 from harmonict.data import About, Batch, SlicePairs
 from harmonict.harmonizer import Harmonizer
 from harmonict.nn.losses import Losses
-from harmonict.nn.unet import Discriminator, UNet, Upsampling, pad_to
+from harmonict.nn.unet import SEEN_PX, Discriminator, UNet, Upsampling, pad_to
 from harmonict.patch_fusion import FusionSettings, fuse_slice, slice_seed
 from harmonict.train import Run
+from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
 HU_UNIT = 1000.0
 CROP_SIDES = (100, 256)  # Data, Step 1
@@ -59,6 +60,7 @@ class Config:
     many. batch: not given. steps: 100 epochs of 49,000 patches. feature, latent, pixel: lambda 1, 2, 3, in [0, 1], not
     given; 0 leaves feature or latent loss out (the paper's ablations). t_max, retries: steps of a phase and attempts
     after the first, not given. check_every: steps between two looks at the held-out patients (ours).
+    window: RadiomicGAN's, see `harmonict.window_training`.
 
     units: "none" translates whole slices; the others go patch by patch, see `patch_fusion.FusionSettings.mode`.
     gray_to_hu: of patches, see `FusionSettings.gray`; eq 7 as printed is "minmax-slice".
@@ -85,6 +87,7 @@ class Config:
     real_above: float = 0.99
     retries: int = 1
     check_every: int = 3062
+    window: WindowKind = "none"
     units: Literal["none", "straightforward", "overlap", "real-fake", "all"] = "all"
     gray_to_hu: Literal["affine", "minmax", "minmax-slice"] = "affine"
 
@@ -125,10 +128,12 @@ def critic_loss(config: Config, critic: nn.Module, x: Tensor, x_hat: Tensor, sha
     between = (share * x + (1 - share) * x_hat).float().requires_grad_(True)
     with torch.autocast(x.device.type, enabled=False):  # its gradient is differentiated once more
         slope = torch.autograd.grad(f(critic, between)[0].sum(), between, create_graph=True)[0]
+    # f is a mean over patches: steep as 1 for the patch that each logit sees, whatever the size of the image
+    steep = slope.flatten(1).norm(dim=1) * (x.shape[-2] * x.shape[-1]) ** 0.5 / SEEN_PX
     losses = {
         "adversarial D": (1.0, made.mean() - real.mean()),
         "feature": (config.feature, functional.relu(FEATURE_MARGIN - (phi_hat - phi_x).abs().mean())),
-        "gradient penalty": (GRADIENT_PENALTY, (slope.flatten(1).norm(dim=1) - 1).square().mean()),
+        "gradient penalty": (GRADIENT_PENALTY, (steep - 1).square().mean()),
         "drift": (DRIFT, value.square().mean()),
     }
     return losses, value.detach()
@@ -218,8 +223,16 @@ class STANCT(Harmonizer):
         def output(batch: Batch) -> Tensor:
             return self._convert(contest.generator, batch.source)
 
-        for batch in run.batches(
+        def non_standard(batch: Batch, hu: Tensor) -> tuple[Tensor, Tensor]:
+            value, phi = f(contest.discriminator, hu / HU_UNIT)
+            return -value, phi
+
+        for batch in window_batches(
+            run,
             pairs,
+            WindowSettings(c.window),
+            output=output,
+            score=non_standard,
             size=c.batch,
             patch=c.patch,
             steps=c.steps,

@@ -17,6 +17,7 @@ from torch.nn import functional
 Upsampling = Literal["transposed", "resize"]
 SLOPE = 0.2  # of LeakyReLU below 0: pix2pix; the papers do not give it
 DISCRIMINATOR_LAYERS = 5
+SEEN_PX = 70  # side of the patch that one logit of the discriminator sees
 
 
 def widths(first: int, layers: int) -> list[int]:
