@@ -36,7 +36,7 @@ from harmonict.volumes import read_volume
 
 DATA = Path(os.environ["HARMONICT_DATA"])
 REAL = (("B10", "B70"), ("B30", "B50"), ("B50", "B30"), ("B70", "B10"))
-SLICES = 8
+SLICES = 6
 KEY_PX = 6  # neighbouring pixels by which a patch is found again in its slice
 
 

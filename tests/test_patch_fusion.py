@@ -24,6 +24,7 @@ SERIES = toy_series(blur_mm=0.8, size=320, pixel_mm=0.8, slices=1, padding=True)
 HU, PADDING = SERIES.hu[0].copy(), SERIES.padding[0].copy()
 EDGE = np.ones(HU.shape, bool)
 EDGE[8:-8, 8:-8] = False  # no tissue at the image's edge, where no patch can lie across a border of another
+HU[HU < -950] -= 50  # the air around, out of the range of soft tissue, noise and all
 HU[EDGE], PADDING[EDGE] = -2048, True
 TISSUE = (HU >= -1000) & (HU <= 900) & ~PADDING
 SETTINGS = FusionSettings()
@@ -100,13 +101,24 @@ def test_a_pixel_is_called_reachable_exactly_where_some_soft_tissue_patch_holds_
     rng = np.random.default_rng(2)
     tissue = rng.random((40, 53)) < np.linspace(0.2, 1, 53)
     settings = FusionSettings(patch_px=(10, 12))
-    slow = np.zeros(tissue.shape, bool)
-    for side in (10, 11, 12):
+    slow = {side: np.zeros(tissue.shape, bool) for side in (10, 11, 12)}
+    for side, found in slow.items():
         for y in range(40 - side + 1):
             for x in range(53 - side + 1):
                 if tissue[y : y + side, x : x + side].mean() >= 0.7:
-                    slow[y : y + side, x : x + side] = True
-    assert np.array_equal(reachable(tissue, settings), slow) and 0 < slow.mean() < 1
+                    found[y : y + side, x : x + side] = True
+    assert np.array_equal(reachable(tissue, settings), slow[10]) and 0 < slow[10].mean() < 1
+    large = reachable(tissue, FusionSettings(patch_px=(11, 12)))
+    assert np.array_equal(large, (slow[11] | slow[12]) & slow[11])
+
+
+def test_noisy_air_around_the_patient_asks_for_no_patches():
+    rng = np.random.default_rng(0)
+    air = np.where(TISSUE, HU, rng.normal(-1000, 15, HU.shape)).astype(np.float32)
+    _, clean = fuse(mode="overlap")
+    _, noisy = fuse(hu=air, padding=None, mode="overlap")
+    assert noisy["tissue_pixels"] > 1.1 * clean["tissue_pixels"]
+    assert noisy["patches_drawn"] < 1.5 * clean["patches_drawn"]
 
 
 def test_overlap_is_asked_for_of_each_patch_where_single_coverage_would_do_for_the_pixels():
@@ -259,7 +271,7 @@ def test_patches_each_off_by_a_constant_are_found_and_nearly_all_steps_faded_out
 
     (before, plain), (after, record) = run("real-fake"), run("all")
     assert plain["box_artifacts_left"] == record["box_artifacts_found"] > 0 and record["largest_step_found_hu"] > 4
-    assert record["box_artifacts_left"] == 0 and (after > 4).sum() < 0.05 * (before > 4).sum()
+    assert record["box_artifacts_left"] == 0 and (after > 4).sum() < 0.1 * (before > 4).sum()
     assert record["largest_patch_offset_hu"] > 10  # a crop cannot mend this, and it is told
 
 

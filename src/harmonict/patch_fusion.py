@@ -30,7 +30,10 @@ from harmonict.core.padding import fill_padding
 MODES = ("straightforward", "overlap", "real-fake", "all")
 CANDIDATES = 32  # positions looked at for each patch; the one that adds most coverage is taken
 REACH_SIDES = 5  # sides of patches that are tried when asking which pixels a soft-tissue patch can reach at all
+MEDIAN_TO_SD = 1.4826  # of values around 0
 PIECE_PX, MIN_PAIRS = 48, 16  # a border is looked at in pieces; one with fewer tissue pixels has no measurable step
+CLIP_SDS, CLIP_HU = 2.0, 50.0  # no pair of pixels counts for a higher step
+SOLID_PX = 15  # coverage is asked for where tissue fills squares of this side too
 CROP_PX = 8  # what one more re-integration crops from each border of a patch
 FEATHER_PX = 16  # over which a re-integrated patch fades in behind its crop
 REINTEGRATIONS = 3
@@ -72,7 +75,7 @@ class FusionSettings:
     resize_px: int | None = None
     blend: bool = False
     seam_hu: float = 4.0
-    seam_sds: float = 4.0
+    seam_sds: float = 5.0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -145,7 +148,7 @@ def fuse_slice(
             patches.add(again)
     fused, weight = patches.fuse()
     count = patches.count()
-    reached |= tissue & (count > 0)  # `reachable` tries a few sides only
+    reached |= tissue & (count > 0)
     record: dict[str, Any] = {
         "mode": settings.mode,
         "patches_drawn": len(patches.boxes) + len(patches.dropped),
@@ -204,22 +207,14 @@ def grid_patches(shape: Sequence[int], settings: FusionSettings) -> list[Box]:
 
 
 def reachable(tissue: np.ndarray, settings: FusionSettings) -> np.ndarray:
-    """Bool (h, w): the pixels that lie in some soft-tissue patch, of a few sides from smallest to largest."""
-    out = np.zeros(tissue.shape, bool)
-    table = _table(tissue)
-    for side in _few(patch_sides(tissue.shape, settings)):
-        start = _table(_is_tissue(table, side, settings.share))  # of patches: where one may begin
-        y, x = (np.arange(n) for n in tissue.shape)
-        low_y, low_x = np.maximum(y - side + 1, 0), np.maximum(x - side + 1, 0)
-        high_y, high_x = (np.minimum(at + 1, n - side + 1) for at, n in zip((y, x), tissue.shape, strict=True))
-        starts = (
-            start[np.ix_(high_y, high_x)]
-            - start[np.ix_(low_y, high_x)]
-            - start[np.ix_(high_y, low_x)]
-            + start[np.ix_(low_y, low_x)]
-        )
-        out |= starts > 0
-    return out
+    """Bool (h, w): the pixels that lie in some soft-tissue patch, of a few sides from smallest to largest.
+
+    And in some square of 15 pixels with the same share of tissue: in the air around the patient noise lifts about every
+    second pixel over -1000 HU, and to ask for patches over each of those would multiply their number.
+    """
+    sides = _few(patch_sides(tissue.shape, settings))
+    of_patches = np.logical_or.reduce([_squares_over(tissue, side, settings.share) for side in sides])
+    return np.asarray(of_patches & _squares_over(tissue, min(SOLID_PX, sides[0]), settings.share))
 
 
 def draw_patches(
@@ -289,6 +284,16 @@ def _table(mask: np.ndarray) -> np.ndarray:
 def _sums(table: np.ndarray, y: np.ndarray, x: np.ndarray, side: int) -> np.ndarray:
     """How many pixels of the table's mask lie in each square of `side` pixels that begins at (y, x)."""
     return table[y + side, x + side] - table[y, x + side] - table[y + side, x] + table[y, x]
+
+
+def _squares_over(tissue: np.ndarray, side: int, share: float) -> np.ndarray:
+    """Bool (h, w): the pixels that some square of `side` pixels with enough tissue holds."""
+    start = _table(_is_tissue(_table(tissue), side, share))
+    (low_y, high_y), (low_x, high_x) = (
+        (np.maximum(np.arange(n) - side + 1, 0), np.minimum(np.arange(n) + 1, n - side + 1)) for n in tissue.shape
+    )
+    columns = start[:, high_x] - start[:, low_x]
+    return (columns[high_y] - columns[low_y]) > 0
 
 
 def _is_tissue(table: np.ndarray, side: int, share: float) -> np.ndarray:
@@ -533,9 +538,10 @@ def patch_steps(
 
     change: (h, w) HU, result minus source, so that anatomy that both show makes no step. valid: bool (h, w).
     boxes: (top, bottom, left, right), ends excluded. A border is looked at in pieces of about 48 pixels: the mean step
-    between the two pixels across it, 0 on the image's edge and where fewer than 16 pairs are valid. A piece stands out
-    where its step exceeds `least_hu` and `sds` times the SD (from the median absolute deviation) of all parallel pieces
-    across the image.
+    between the two pixels across it, 0 on the image's edge and where fewer than 16 pairs are valid. The few pixels on
+    the edge of a bone shall not make a seam: a pair counts for no more than 2 SD of all the image's, or 50 HU where
+    that is less. A piece stands out where its step exceeds `least_hu` and `sds` times the SD (all SD here are from the
+    median) of the parallel pieces across the image.
 
     Returns (n, 4), for left, right, top and bottom: the highest absolute step in HU, of the pieces that stand out where
     any does; and bool, whether any does.
@@ -547,7 +553,11 @@ def patch_steps(
             continue
         pairs = ok[:, 1:] & ok[:, :-1]
         sums = np.zeros((image.shape[0] + 1, image.shape[1] - 1))
-        np.cumsum(np.where(pairs, np.diff(image, axis=1), 0.0), axis=0, out=sums[1:])
+        jumps = np.where(pairs, np.diff(image, axis=1), 0.0)
+        limit = (
+            max(CLIP_SDS * MEDIAN_TO_SD * float(np.median(np.abs(jumps[pairs]))), CLIP_HU) if pairs.any() else CLIP_HU
+        )
+        np.cumsum(np.clip(jumps, -limit, limit), axis=0, out=sums[1:])
         numbers = np.zeros(sums.shape, np.int32)
         np.cumsum(pairs, axis=0, dtype=np.int32, out=numbers[1:])
         pieces = []
@@ -563,7 +573,7 @@ def patch_steps(
         z[number < MIN_PAIRS] = np.nan
         usable = ~np.isnan(z).all(axis=1)
         sd = np.zeros(len(z))
-        sd[usable] = 1.4826 * np.nanmedian(z[usable], axis=1)
+        sd[usable] = MEDIAN_TO_SD * np.nanmedian(z[usable], axis=1)
         for piece, (n, _, _, *both) in enumerate(pieces):
             for side, line in enumerate(both):
                 if not 0 <= line < z.shape[1] or np.isnan(z[piece, line]):
