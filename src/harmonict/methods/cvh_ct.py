@@ -31,7 +31,7 @@ from harmonict.nn.attention import CBAM, tile_shares
 from harmonict.nn.losses import texture_loss
 from harmonict.nn.vgg import prepare, vgg19
 from harmonict.train import Run
-from harmonict.two_way import SEES, Judge, TwoWay, convert, scaled, to_hu
+from harmonict.two_way import SEES, Judge, TwoWay, convert, scaled, texture_only, to_hu
 
 LAYERS, KERNEL = 7, 4
 ATTENDED = (2, 4, 6)  # CBAM after these layers
@@ -117,7 +117,7 @@ class Generator(nn.Module):
                 features = self.attention[str(n)](features, **gates)
         with torch.autocast(x.device.type, enabled=False):
             y = torch.tanh(_half_pixel_back(self.layers[-1](_padded(features.float(), ahead=True)), self.taps))
-        return x.float() + y if self.residual else y
+        return x.float() + texture_only(y) if self.residual else y
 
     def _tiles(self, x: Tensor) -> dict[str, Any]:
         """How CBAM's channel gates are pooled: over patches as in training, those of soft tissue alone."""
@@ -179,7 +179,7 @@ class CVHCT(TwoWay):
             "feature_weights": "trial",
             "lambda_1": 10.0,
             "lambda_2": 5.0,
-            "rate": 5e-4,
+            "rate": 1e-3,
             "batch": 4,
             "steps": 1200,
             "check_every": 60,

@@ -31,7 +31,7 @@ from torch.nn import functional
 from harmonict.core import ScanProtocol
 from harmonict.data import SlicePairs
 from harmonict.train import Run
-from harmonict.two_way import SEES, Judge, TwoWay, convert, scaled
+from harmonict.two_way import SEES, Judge, TwoWay, convert, scaled, texture_only
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ResNet(nn.Module):
         features = self.body(functional.pad(x, (0, -w % 4, 0, -h % 4), mode="replicate"))
         with torch.autocast(x.device.type, enabled=False):
             y = torch.tanh(self.last(features.float())[..., :h, :w])
-        return x.float() + y if self.residual else y
+        return x.float() + texture_only(y) if self.residual else y
 
 
 def discriminator(channels: int) -> nn.Module:
@@ -158,7 +158,7 @@ class CycleGAN(TwoWay):
             "blocks": 3,
             "discriminator_channels": 16,
             "residual": True,
-            "rate": 5e-4,
+            "rate": 1e-3,
             "batch": 4,
             "steps": 2000,
             "check_every": 100,
