@@ -232,9 +232,11 @@ def _choice_loss(said: Tensor, answer: Tensor, possible: Tensor | None) -> Tenso
 
 @torch.inference_mode()
 def judge(network: VGG19 | ResNet18, heads: Heads, patches: Patches, batches: int = 32, size: int = 64) -> dict:
-    """Of each question: patches asked, accuracy by chance, accuracy of each level. Tissue: the largest share."""
+    """Of each question: patches asked, accuracy by chance and of the commonest answer, accuracy of each level.
+    Tissue: the largest share."""
     right: dict[str, list[list[Tensor]]] = defaultdict(lambda: [[] for _ in heads.linear])
     chance: dict[str, list[Tensor]] = defaultdict(list)
+    answers: dict[str, list[Tensor]] = defaultdict(list)
     for _ in range(batches):
         hu, shares, asked = patches.draw(size)
         every = {**asked, "tissue": (shares.argmax(dim=1), torch.ones(size, len(TISSUES), dtype=torch.bool))}
@@ -244,6 +246,7 @@ def judge(network: VGG19 | ResNet18, heads: Heads, patches: Patches, batches: in
             if not known.any():
                 continue
             chance[q].append(1.0 / possible[known].sum(dim=1))
+            answers[q].append(answer[known])
             for level, said in enumerate(said_by_level):
                 best = said[q].masked_fill(~possible, -1e4).argmax(dim=1)
                 right[q][level].append((best == answer)[known])
@@ -252,6 +255,7 @@ def judge(network: VGG19 | ResNet18, heads: Heads, patches: Patches, batches: in
         result[q] = {
             "patches": int(sum(len(part) for part in by_level[0])),
             "chance": round(float(torch.cat(chance[q]).mean()), 3),
+            "commonest": round(float(torch.cat(answers[q]).bincount().max() / len(torch.cat(answers[q]))), 3),
             "by_level": [round(float(torch.cat(level).float().mean()), 3) for level in by_level],
         }
         print(f"{q}: {result[q]}")

@@ -153,5 +153,5 @@ def test_a_shipped_network_was_judged_on_patients_that_it_was_not_trained_on(nam
     assert not any("test" in patient for patient in card["trained_on"] + card["judged_on"])
     for question in ("kernel", "dose", "tissue"):
         score = card["held_out_accuracy"][question]
-        assert score["by_level"][-1] > score["chance"]
+        assert score["by_level"][-1] > max(score["chance"], score["commonest"]) + 0.1
     assert (pretrained.SHIPPED / f"{name}.safetensors").stat().st_size < 4_000_000
