@@ -8,14 +8,15 @@
     DICOM reconstruction, steps 1-3         STANCT.harmonize, harmonict.patch_fusion
 Symbols: x standard image, x0 non-standard, x_hat = G(x0), all in units of 1000 HU; z latent vector; f critic; phi
 features of D; V their volume.
-Departures: 1. Eq 1 and 4 are printed as gradients: D goes up eq 1, G down minus f. f is 1-Lipschitz (in the 70-pixel
-patches that it is the mean over) by WGAN-GP's gradient penalty; the paper names no method. f has no natural zero, but the paper's thresholds (0.01, 0.99) and its
-quality unit need a probability: a drift penalty (Karras et al. 2018) centres f, and the softmax at D's end, over real
-and fake, is the sigmoid of f. 2. The sign of the feature loss in D is not settled: D "critics" texture with it, so it
-pulls the features of x and x_hat apart, up to a margin, as perceptual adversarial networks do (Wang et al. 2018);
-without a margin features could grow for ever. 3. Eq 5 lacks a norm: the L1 norm, as in eq 6. It acts on the image, not
-on the encoder, which could make all latent vectors 0. 4. The output is linear and not squeezed into [-1, 1]; gray turns
-into HU by the inverse of that (`gray_to_hu="affine"`), since eq 7 shifts HU. 5. `compact`, for two CPU cores: a narrow
+Departures: 1. Eq 1 and 4 are printed as gradients: D goes up eq 1, G down minus f. f is 1-Lipschitz, in the 70-pixel
+patches that it is the mean over, by WGAN-GP's gradient penalty; the paper names no method. f has no natural zero, but
+the thresholds (0.01, 0.99) and the quality unit need a probability: a penalty on the middle between real and made
+centres f, and the softmax at D's end, over real and fake, is the sigmoid of f. 2. The sign of the feature loss in D is
+not settled: D "critics" texture with it, so it pulls the features of x and x_hat apart, up to a margin, as perceptual
+adversarial networks do (Wang et al. 2018); without a margin features could grow for ever. 3. Eq 5 lacks a norm: the L1
+norm, as in eq 6. It acts on the image, not on the encoder, which could make all latent vectors 0. 4. The output is
+linear and not squeezed into [-1, 1]; gray turns into HU by the inverse of that (`gray_to_hu="affine"`), since eq 7
+shifts HU. 5. `compact`, for two CPU cores: a narrow
 network of the same layers that learns what to add to the source (`residual`), layers up that double pixels and
 convolve (`upsampling="resize"`: no checkerboard), and crops that keep their pixel size (`resize_crops`): resizing
 changes the texture that is to be learned. Measured in docs/methods/stan-ct.md.
@@ -47,7 +48,8 @@ from harmonict.window_training import WindowKind, WindowSettings, window_batches
 HU_UNIT = 1000.0
 CROP_SIDES = (100, 256)  # Data, Step 1
 FEATURE_MARGIN = 1.0
-GRADIENT_PENALTY, DRIFT = 10.0, 1e-3  # Gulrajani et al. 2017; Karras et al. 2018
+GRADIENT_PENALTY = 10.0  # Gulrajani et al. 2017
+CENTRE = 1.0  # ours: the middle of f between real and made images is pulled to 0
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def critic_loss(config: Config, critic: nn.Module, x: Tensor, x_hat: Tensor, sha
         "adversarial D": (1.0, made.mean() - real.mean()),
         "feature": (config.feature, functional.relu(FEATURE_MARGIN - (phi_hat - phi_x).abs().mean())),
         "gradient penalty": (GRADIENT_PENALTY, (steep - 1).square().mean()),
-        "drift": (DRIFT, value.square().mean()),
+        "centre": (CENTRE, (real.mean() + made.mean()).square() / 4),
     }
     return losses, value.detach()
 
