@@ -306,6 +306,49 @@ def test_other_thicknesses_pair_on_the_targets_slices(tmp_path, thickness, offse
         assert np.mean([p.source.std() for p in linear]) < 0.85 * np.mean([p.source.std() for p in nearest])
 
 
+MIXED = [*TRIAL[:6], *({**row, "pixel": 0.9} for row in TRIAL[6:])]
+
+
+def test_mixed_pixel_sizes_are_seen_in_those_of_most_targets_or_in_the_one_asked_for(tmp_path):
+    cohort = write_trial(tmp_path, MIXED)
+    pairs = found(cohort, resample=True)
+    assert {p.pixel_mm for p in everything(pairs)} == {(0.7, 0.7)}
+    assert {p.source.shape for p in everything(pairs)} == {(48, 48), (62, 62)}  # 48 * 0.9 / 0.7
+    assert all(abs(p.source.mean() - p.target.mean()) < 5 for p in everything(pairs))
+    of_both = [part for side in (pairs, pairs.held_out) for part in side.resampled()]
+    assert of_both == [{"from_mm": 0.9, "to_mm": 0.7, "series": 3}]
+    assert pairs.batch((0, 0), size=4, patch=24, tissue=ALL).source.shape == (4, 1, 24, 24)
+    wide = found(cohort, resample=True, pixel_mm=1.4)
+    assert {p.pixel_mm for p in everything(wide)} == {(1.4, 1.4)}
+    alike = found(write_trial(tmp_path / "one", TRIAL))
+    assert len({(p.digest, p.held_out.digest) for p in (pairs, wide, alike)}) == 3
+
+
+def test_a_resampled_slice_and_a_resampled_series_are_the_same_and_read_when_asked_for(tmp_path, monkeypatch):
+    pairs = found(write_trial(tmp_path, MIXED), resample=True)
+    data._slice.cache_clear()
+    data._resampled_slice.cache_clear()
+    read = []
+    monkeypatch.setattr(data, "read_series", lambda files, **o: read.extend(files) or read_series(files, **o))
+    scan = next(s for side in (pairs, pairs.held_out) for s in side.scans[0] if s.resampled_from_mm)
+    assert read == []
+    hu, _ = scan.slice(2)
+    assert len(read) == 1 and scan.slice(2)[0] is hu and len(read) == 1
+    assert scan.shape == (6, 62, 62) and hu.shape == (62, 62)
+    series = scan.read()
+    assert np.array_equal(series.hu[2], hu) and series.geometry == scan.geometry and series.pixel_mm == (0.7, 0.7)
+
+
+def test_series_in_memory_are_resampled_to_pair():
+    kinds = {"name": "a", "pixel": 0.9}, {"name": "b", "pixel": 0.6}
+    sources, targets = ([series(3, **k, kernel=kernel) for k in kinds] for kernel in ("B30", "B70"))
+    pairs = pair_series(sources, targets, pixel_mm=(0.6, 0.6))
+    assert {p.pixel_mm for p in pairs} == {(0.6, 0.6)} and pairs.resampled()[0]["series"] == 2
+    pairs.check_spacings()
+    with pytest.raises(HarmonictError, match=r"mixed spacings: pixels of 0.6 mm \(b\) and 0.9 mm \(a\).*--resample"):
+        pair_series(sources, targets).check_spacings()
+
+
 def test_truth_as_the_target_is_that_of_the_sources_own_thickness(tmp_path):
     rows = [
         {"patient": p, "kernel": "Br40" if role == "source" else "none", "role": role, "thickness": t}

@@ -144,6 +144,10 @@ def fit(
         str | None, typer.Option(help="Of a network: paper, or compact for a computer without GPU.")
     ] = None,
     settings: Settings = None,
+    resample: Annotated[
+        str | None,
+        typer.Option(metavar="[MM]", help="Resample in the plane to one pixel size: that of most targets, or MM."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, batches and of who is held out.")] = 0,
     devices: Annotated[int, typer.Option(help="GPUs (or processes without GPU) that share a training.")] = 1,
     slicewise: Slicewise = False,
@@ -174,7 +178,7 @@ def fit(
         model = kind.like(_read_all(target, slicewise=slicewise, spacing_mm=spacing_mm), config)
     else:
         pairs = _pairs(
-            kind, source, target, cohort, target_protocol, source_protocol or [], seed, slicewise, spacing_mm
+            kind, source, target, cohort, target_protocol, source_protocol or [], seed, slicewise, spacing_mm, resample
         )
         run = _run(kind, out, config, pairs, seed, devices) if kind.sizes else None
         model = kind(config).fit(pairs, run)
@@ -198,6 +202,13 @@ def harmonize(
     masks: Annotated[
         str | None, typer.Option(metavar="[PATH]", help="Copy RTSTRUCT and SEG so that they refer to the new series.")
     ] = None,
+    resample: Annotated[
+        bool,
+        typer.Option("--resample", help="Translate in the pixels that the model was trained on, and bring it back."),
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a series that is outside what the model was trained on.")
+    ] = False,
     qc: Annotated[Path | None, typer.Option(help="Write what was done to each series as JSON.")] = None,
     slicewise: Slicewise = False,
     spacing_mm: SpacingMm = None,
@@ -220,6 +231,8 @@ def harmonize(
             spacing_mm=_both(spacing_mm),
             source_mtf=curve,
             masks=mask_places,
+            resample=resample,
+            strict=strict,
             jobs=_jobs(jobs),
             progress=progress,
             say=lambda line: print(line, file=sys.stderr),
@@ -565,6 +578,7 @@ def methods(as_json: AsJson = False) -> None:
 # -- shared by the commands ------------------------------------------------------------------------------------------
 
 _BELOW_IN = "@below-in"
+_OF_MOST_TARGETS = "@of-most-targets"
 _INSPECT_COLUMNS = {
     "patient": "patient",
     "manufacturer": "vendor",
@@ -673,12 +687,14 @@ def _pairs(
     seed: int,
     slicewise: bool,
     spacing_mm: float | None,
+    resample: str | None,
 ) -> SlicePairs:
     """What a method is fitted to: a cohort table with some patients held out, or two sets of images."""
     import numpy as np
 
-    from harmonict.data import cohort_pairs, pair_series, unpaired_series
+    from harmonict.data import cohort_pairs, most_common_pixel, pair_series, unpaired_series
 
+    pixel_mm = None if resample in (None, _OF_MOST_TARGETS) else _millimetres(resample)
     if cohort is not None:
         if source is not None or target is not None:
             raise HarmonictError("give --cohort, or --source and --target, not both")
@@ -688,7 +704,15 @@ def _pairs(
             )
         rng = np.random.default_rng(seed)
         unpaired = kind.paired == "unpaired"
-        pairs = cohort_pairs(cohort, target=target_protocol, sources=source_protocols, rng=rng, unpaired=unpaired)
+        pairs = cohort_pairs(
+            cohort,
+            target=target_protocol,
+            sources=source_protocols,
+            rng=rng,
+            unpaired=unpaired,
+            resample=resample is not None,
+            pixel_mm=pixel_mm,
+        )
     else:
         if target_protocol is not None or source_protocols:
             raise HarmonictError("--target-protocol and --source-protocol choose rows of a --cohort")
@@ -698,12 +722,20 @@ def _pairs(
             )
         sources, targets = (_read_all(path, slicewise=slicewise, spacing_mm=spacing_mm) for path in (source, target))
         of_unpaired = kind.paired == "unpaired" and kind.sizes  # a network that learns from two heaps of images
-        pairs = unpaired_series(sources, targets) if of_unpaired else pair_series(sources, targets)
+        wanted = None if resample is None else most_common_pixel(targets)
+        if pixel_mm is not None:
+            wanted = (pixel_mm, pixel_mm)
+        pairs = (unpaired_series if of_unpaired else pair_series)(sources, targets, pixel_mm=wanted)
+        if kind.sizes:  # a network, which learns in pixels
+            pairs.check_spacings()
     for reason in pairs.left_out:
         print(f"left out: {reason}", file=sys.stderr)
     held_out = pairs.held_out
     apart = "" if held_out is None else f"; {len(held_out)} of {len(held_out.subjects)} patients held out to judge by"
     print(f"pairs of slices: {len(pairs)}{apart}", file=sys.stderr)
+    for part in pairs.resampled():
+        words = f"{part['series']} series from pixels of {part['from_mm']:.3g} mm to {part['to_mm']:.3g} mm"
+        print(f"resampled in the plane: {words}", file=sys.stderr)
     return pairs
 
 
@@ -792,6 +824,16 @@ def _settings(pairs: list[str] | None) -> dict[str, str]:
             raise HarmonictError(f"--set expects KEY=VALUE, got {pair!r}")
         values[key.strip()] = value.strip()
     return values
+
+
+def _millimetres(text: str | None) -> float:
+    try:
+        size = float(text or "")
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 100:
+        raise HarmonictError(f"--resample takes a pixel size in mm, or stands alone; got {text!r}")
+    return size
 
 
 def _both(spacing_mm: float | None) -> tuple[float, float] | None:
@@ -948,7 +990,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _optional_values(arguments: list[str]) -> list[str]:
-    """`--masks` may stand alone, and `--images` may be followed by several."""
+    """`--masks` and `fit --resample` may stand alone, and `--images` may be followed by several."""
     result: list[str] = []
     images = False
     for n, argument in enumerate(arguments):
@@ -960,6 +1002,8 @@ def _optional_values(arguments: list[str]) -> list[str]:
         result.append(argument)
         if argument == "--masks" and after.startswith("-"):
             result.append(_BELOW_IN)
+        if argument == "--resample" and arguments[0] == "fit" and after.startswith("-"):
+            result.append(_OF_MOST_TARGETS)
     return result
 
 

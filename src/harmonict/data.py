@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +25,7 @@ from torch import Tensor
 from harmonict.core import PROTOCOL_COLUMNS, Geometry, HarmonictError, ScanProtocol, Series, parse_protocol
 from harmonict.core.cohort import read_cohort
 from harmonict.core.padding import fill_padding
+from harmonict.core.resample import resample_series, resample_slice, resampled_geometry, resampled_shape
 from harmonict.dicom.inventory import FoundSeries, find_series
 from harmonict.dicom.read import read_series
 
@@ -104,8 +108,11 @@ class Batch:
 class Scan:
     """A series of the pairs, in memory or read from disk when it is asked for.
 
-    subject: who may not be on both sides of a split; the patient, unless a cohort table says more.
+    subject: who may not be on both sides of a split; the patient, unless a cohort table says more. resampled_from_mm:
+    its own pixels (y, x), where it is seen in others.
     """
+
+    resampled_from_mm: tuple[float, float] | None = None
 
     def __init__(
         self, series: Series | FoundSeries, *, protocol: ScanProtocol | None = None, subject: str | None = None
@@ -134,10 +141,25 @@ class Scan:
         start = float(np.dot(self.geometry.origin_mm, self.geometry.direction[0]))
         return start + self.geometry.spacing_mm[0] * np.arange(self.shape[0])
 
+    def in_pixels(self, pixel_mm: tuple[float, float]) -> Scan:
+        """The scan in pixels of that size (y, x), resampled when a slice is asked for; itself where it has them."""
+        if np.allclose(self.pixel_mm, pixel_mm, rtol=1e-3):
+            return self
+        scan = copy(self)
+        scan.resampled_from_mm = self.pixel_mm
+        scan.geometry = resampled_geometry(self.geometry, pixel_mm)
+        scan.shape = (self.shape[0], *resampled_shape(self.shape[1:], self.pixel_mm, pixel_mm))  # type: ignore[arg-type]
+        scan.key = f"{self.key} in pixels of {pixel_mm[0]:.5g} x {pixel_mm[1]:.5g} mm"
+        if isinstance(self._from, Series):
+            scan._from = resample_series(self._from, pixel_mm)
+        return scan
+
     def read(self) -> Series:
         """The whole series, with the protocol that the pairs know it under."""
-        series = self._from if isinstance(self._from, Series) else _whole(self._from)
-        return replace(series, protocol=self.protocol)
+        if isinstance(self._from, Series):
+            return replace(self._from, protocol=self.protocol)
+        series = replace(_whole(self._from), protocol=self.protocol)
+        return series if self.resampled_from_mm is None else resample_series(series, self.pixel_mm)
 
     def slice(self, at: float) -> tuple[np.ndarray, np.ndarray | None]:
         """HU (h, w) and padding (or None) at slice `at`; between two slices, both joined by a straight line."""
@@ -159,6 +181,8 @@ class Scan:
 
     def _one(self, z: int) -> tuple[np.ndarray, np.ndarray | None]:
         if not isinstance(self._from, Series):
+            if self.resampled_from_mm is not None:
+                return _resampled_slice(self._from, z, self.resampled_from_mm, self.pixel_mm)
             return _slice(self._from, z)
         padding = self._from.padding
         return self._from.hu[z], None if padding is None else padding[z]
@@ -177,6 +201,13 @@ def _slice(found: FoundSeries, z: int) -> tuple[np.ndarray, np.ndarray | None]:
     else:
         series = _whole(found)
     return series.hu[z], None if series.padding is None else series.padding[z]
+
+
+@lru_cache(maxsize=SLICES_IN_MEMORY)
+def _resampled_slice(
+    found: FoundSeries, z: int, pixel_mm: tuple[float, float], wanted_mm: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    return resample_slice(*_slice.__wrapped__(found, z), pixel_mm, wanted_mm)  # what is kept is the resampled one
 
 
 class SlicePairs(Sequence[SlicePair]):
@@ -294,6 +325,25 @@ class SlicePairs(Sequence[SlicePair]):
             key = source.protocol.label(), self._targets[self._of_target[n]][0].protocol.label()
             counts[key] = counts.get(key, 0) + 1
         return counts
+
+    def resampled(self) -> list[dict[str, Any]]:
+        """Which pixels were resampled to which, and of how many series; for the model card."""
+        counts = Counter(
+            (s.resampled_from_mm[1], s.pixel_mm[1]) for s in chain(*self.scans) if s.resampled_from_mm is not None
+        )
+        return [{"from_mm": a, "to_mm": b, "series": count} for (a, b), count in sorted(counts.items())]
+
+    def check_spacings(self) -> None:
+        """Raise HarmonictError where pixel sizes are mixed: to a network, a texture of 0.5 mm pixels is another one
+        at 0.9 mm."""
+        by_size = sorted(chain(*self.scans), key=lambda scan: scan.pixel_mm)
+        low, high = by_size[0], by_size[-1]
+        if not np.allclose(low.pixel_mm, high.pixel_mm, rtol=0.01):
+            who = [f"patient {s.patient}" if s.patient else s.name for s in (low, high)]
+            raise HarmonictError(
+                f"mixed spacings: pixels of {low.pixel_mm[1]:g} mm ({who[0]}) and {high.pixel_mm[1]:g} mm ({who[1]}); "
+                "train on series of one pixel size, or resample them all with --resample"
+            )
 
     def split(self, rng: np.random.Generator, *, share: float = 0.2) -> SlicePairs:
         """The pairs of most patients, with those of the others (at least one patient) as `held_out`.
@@ -457,37 +507,56 @@ def _check_grid(source: Scan, target: Scan) -> None:
     if not np.allclose(source.pixel_mm, target.pixel_mm, rtol=1e-3):
         raise HarmonictError(
             f"{source.name} has pixels of {source.pixel_mm[1]:g} mm, {target.name} of "
-            f"{target.pixel_mm[1]:g} mm: pairs must lie on one grid; if a header lies, give the true size with "
-            "--spacing-mm"
+            f"{target.pixel_mm[1]:g} mm: pairs must lie on one grid; --resample brings them to one, or, if a header "
+            "lies, give the true size with --spacing-mm"
         )
 
 
 # -- pairs of series in memory ---------------------------------------------------------------------------------------
 
 
-def pair_series(sources: Sequence[Series], targets: Sequence[Series]) -> SlicePairs:
+def pair_series(
+    sources: Sequence[Series], targets: Sequence[Series], *, pixel_mm: tuple[float, float] | None = None
+) -> SlicePairs:
     """Find the slices that show the same anatomy: one source with one target, or by name; slices by position, else by
     their order where both have as many.
 
     Two series pair if they are the only two, or if their names are equal and unique. Slices pair where they lie within
     a tenth of a slice spacing of each other; series without a common position pair slice by slice only where both are
-    single images or have the same number of slices.
+    single images or have the same number of slices. pixel_mm: resample all to pixels (y, x) of that size.
     """
     items: list[tuple[Series | Scan, float, Series | Scan, int]] = []
-    for source, target in _match(sources, targets):
-        by_position = _slices_by_position(Scan(source), Scan(target))
+    for matched in _match(sources, targets):
+        source, target = (Scan(s) if pixel_mm is None else Scan(s).in_pixels(pixel_mm) for s in matched)
+        by_position = _slices_by_position(source, target)
         if by_position:
             items += [(source, i, target, j) for i, j in by_position]
-        elif len(source.hu) == len(target.hu):
-            items += [(source, i, target, i) for i in range(len(source.hu))]
+        elif source.shape[0] == target.shape[0]:
+            items += [(source, i, target, i) for i in range(source.shape[0])]
     return SlicePairs(items)
 
 
-def unpaired_series(sources: Sequence[Series], targets: Sequence[Series]) -> SlicePairs:
-    """All slices of two heaps of series, of whatever anatomy. Raises HarmonictError where one is empty."""
+def most_common_pixel(series: Iterable[Series | Scan]) -> tuple[float, float]:
+    """The pixel size (y, x) in mm that most of them have; the smallest of several."""
+    counts = Counter(tuple(round(size, 4) for size in one.pixel_mm) for one in series)
+    most = max(counts.values())
+    y, x = min(size for size, count in counts.items() if count == most)
+    return y, x
+
+
+def unpaired_series(
+    sources: Sequence[Series], targets: Sequence[Series], *, pixel_mm: tuple[float, float] | None = None
+) -> SlicePairs:
+    """All slices of two heaps of series, of whatever anatomy; pixel_mm: resample all to pixels (y, x) of that size.
+
+    Raises HarmonictError where one is empty.
+    """
     if not sources or not targets:
         raise HarmonictError(f"no {'target' if sources else 'source'} images: both protocols need at least one series")
-    a, b = ([(scan, z) for scan in map(Scan, side) for z in range(scan.shape[0])] for side in (sources, targets))
+    heaps = (
+        [Scan(s) if pixel_mm is None else Scan(s).in_pixels(pixel_mm) for s in side] for side in (sources, targets)
+    )
+    a, b = ([(scan, z) for scan in heap for z in range(scan.shape[0])] for heap in heaps)
     return SlicePairs.unpaired(a, b)
 
 
@@ -547,6 +616,8 @@ def cohort_pairs(
     unpaired: bool = False,
     along_z: Literal["nearest", "linear"] = "nearest",
     held_out_share: float = 0.2,
+    resample: bool = False,
+    pixel_mm: float | None = None,
 ) -> SlicePairs:
     """The training pairs of a cohort table, with those of some patients held out. Only headers are read here.
 
@@ -559,7 +630,8 @@ def cohort_pairs(
     Sources of another slice thickness are paired on the target's slices: along_z="nearest" takes the nearest slice of
     the source if it lies within half a target slice, as it is; "linear" joins the two neighbours of every target slice,
     which lowers their noise (to 71 % half way), so a method that shall learn the noise should not have it.
-    unpaired: sources and targets of any patients, same or not.
+    unpaired: sources and targets of any patients, same or not. resample: see every slice in pixels of one size:
+    `pixel_mm`, or that of most targets.
 
     A series that cannot be read is left out with its reason. Raises HarmonictError where nothing is left, the target is
     ambiguous or missing, pixel sizes are mixed, or there are too few patients to hold one out.
@@ -577,6 +649,10 @@ def cohort_pairs(
         known = sorted({row.protocol.label() for row in rows if row not in targets and not row.is_truth})
         raise HarmonictError(f"{cohort}: no source series beside the target {target}; there are: {', '.join(known)}")
     opened = _Opened()
+    if resample and pixel_mm is not None:
+        opened.resample((pixel_mm, pixel_mm))
+    elif resample and (of_targets := [scan for row in targets if (scan := opened.scan(row)) is not None]):
+        opened.resample(most_common_pixel(of_targets))
     if unpaired:
         pairs = _unpaired(chosen, targets, opened)
     else:
@@ -584,7 +660,7 @@ def cohort_pairs(
     if pairs is None:
         reasons = f": {opened.left_out[0]}" if opened.left_out else ""
         raise HarmonictError(f"{cohort}: no pairs of slices for the target {target}{reasons}")
-    opened.check_spacings()
+    pairs.check_spacings()
     pairs.left_out = opened.left_out
     return pairs.split(rng, share=held_out_share)
 
@@ -658,7 +734,6 @@ def _paired(
             )
         source, target = (opened.scan(r) for r in (row, candidates[0])) if candidates else (None, None)
         if source is not None and target is not None:
-            opened.use(source, target)
             _check_grid(source, target)
             _check_origin(source, target)
             items += [(source, at, target, j) for at, j in _on_target_slices(source, target, along_z)]
@@ -667,7 +742,6 @@ def _paired(
 
 def _unpaired(sources: list[_CohortRow], targets: list[_CohortRow], opened: _Opened) -> SlicePairs | None:
     a, b = ([scan for row in rows if (scan := opened.scan(row)) is not None] for rows in (sources, targets))
-    opened.use(*a, *b)
     if not a or not b:
         return None
     return SlicePairs.unpaired(
@@ -680,31 +754,26 @@ class _Opened:
 
     def __init__(self) -> None:
         self._scans: dict[str, Scan | None] = {}
-        self._used: list[Scan] = []
         self.left_out: list[str] = []
+        self._pixel_mm: tuple[float, float] | None = None
 
     def scan(self, row: _CohortRow) -> Scan | None:
         key = f"{row.path} {row.series}"
         if key not in self._scans:
             try:
-                self._scans[key] = _open(row)
+                self._scans[key] = self._in_pixels(_open(row))
             except HarmonictError as error:
                 self._scans[key] = None
                 self.left_out.append(str(error))
         return self._scans[key]
 
-    def use(self, *scans: Scan) -> None:
-        self._used += scans
+    def resample(self, pixel_mm: tuple[float, float]) -> None:
+        """See all scans, those opened already and those to come, in pixels (y, x) of one size."""
+        self._pixel_mm = pixel_mm
+        self._scans = {key: scan and self._in_pixels(scan) for key, scan in self._scans.items()}
 
-    def check_spacings(self) -> None:
-        """A network learns in pixels: a texture of 0.5 mm pixels is another one at 0.9 mm."""
-        by_size = sorted(self._used, key=lambda scan: scan.pixel_mm)
-        low, high = by_size[0], by_size[-1]
-        if not np.allclose(low.pixel_mm, high.pixel_mm, rtol=0.01):
-            raise HarmonictError(
-                f"mixed spacings: pixels of {low.pixel_mm[1]:g} mm (patient {low.patient}) and {high.pixel_mm[1]:g} mm "
-                f"(patient {high.patient}); train on series of one pixel size"
-            )
+    def _in_pixels(self, scan: Scan) -> Scan:
+        return scan if self._pixel_mm is None else scan.in_pixels(self._pixel_mm)
 
 
 def _open(row: _CohortRow) -> Scan:

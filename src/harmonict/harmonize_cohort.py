@@ -22,7 +22,7 @@ from harmonict.core.files import write_whole
 from harmonict.dicom.inventory import FoundSeries, find_series
 from harmonict.dicom.masks import mask_references, write_masks
 from harmonict.dicom.write import Derivation, derived_series_uid, stale_temporaries, write_series
-from harmonict.harmonizer import About, Harmonizer
+from harmonict.harmonizer import About, Harmonizer, in_trained_pixels, on_own_grid
 from harmonict.methods import load_model
 from harmonict.physics.kernel import Kernel, crossing
 from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf
@@ -44,6 +44,8 @@ class Task:
     source_mtf: Kernel | None
     spacing_mm: tuple[float, float] | None
     masks: tuple[Path, ...]
+    resample: bool
+    strict: bool
     key: str
 
 
@@ -56,6 +58,8 @@ def harmonize_cohort(
     spacing_mm: tuple[float, float] | None = None,
     source_mtf: Kernel | None = None,
     masks: Sequence[Path] | None = None,
+    resample: bool = False,
+    strict: bool = False,
     jobs: int = 1,
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -65,7 +69,9 @@ def harmonize_cohort(
     `out/cohort.csv` holds it too, beside the series that earlier runs put there. One row a series: what was measured
     before and after, state "done", "failed" or "left_out", and the reason. A series that an earlier run finished with
     the same model is not done again. masks: RTSTRUCT and SEG files or folders of them to copy so that they refer to the
-    new series; an empty list takes those found below `path`, None copies none.
+    new series; an empty list takes those found below `path`, None copies none. resample: translate a series in the
+    pixels that the model was trained on, and bring the change back onto its own grid. strict: a series outside what the
+    model was trained on fails, instead of being done with a note.
     Raises HarmonictError where nothing can be done at all.
     """
     path, out = Path(path), Path(out)
@@ -88,11 +94,13 @@ def harmonize_cohort(
         model.save(model_folder)
         for found in inventory.found:
             wanted = tuple(f for f in mask_files if mask_references(f, found.series_uid))
-            key = _key(found, model, source_mtf, spacing_mm, wanted)
+            key = _key(found, model, source_mtf, spacing_mm, wanted, resample, strict)
             if key in earlier and Path(earlier[key]["path"]).exists():
                 rows.append(earlier[key])
             else:
-                tasks.append(Task(found, path, out, model_folder, source_mtf, spacing_mm, wanted, key))
+                tasks.append(
+                    Task(found, path, out, model_folder, source_mtf, spacing_mm, wanted, resample, strict, key)
+                )
         again = {task.key for task in tasks} | {row["digest"] for row in rows if "digest" in row}
         kept = [row for key, row in earlier.items() if key not in again and Path(row["path"]).exists()]
         write_cohort(cohort_table(kept + rows), out / "cohort.csv")
@@ -104,6 +112,7 @@ def harmonize_cohort(
                 qc[result["digest"]] = told
                 write_json(qc, out / QC_FILE)
             rows.append(result)
+            kept = [row for row in kept if row["path"] != result.get("path")]  # made again in another way
             write_cohort(cohort_table(kept + rows), out / "cohort.csv")
             if progress:
                 progress(n + 1, len(tasks), result)
@@ -122,9 +131,17 @@ def harmonize_one(task: Task) -> dict[str, Any]:
     """Read, measure, harmonize, write, measure one series; its row of the cohort table, with the further key "qc"."""
     model = load_model(task.model)
     series = task.found.read(spacing_mm=task.spacing_mm)
-    about = model.describe(series, source_mtf=task.source_mtf)
     qc: dict[str, Any] = {}
-    result = model.harmonize(series, about=about, qc=qc)
+    work = in_trained_pixels(model, series) if task.resample else series
+    about = model.describe(work, source_mtf=task.source_mtf)
+    if task.strict and about.outside:
+        raise HarmonictError(f"outside what the model was trained on: {'; '.join(about.outside)} (--strict refuses it)")
+    result = model.harmonize(work, about=about, qc=qc)
+    resampled = ""
+    if work is not series:
+        result = on_own_grid(model, series, work, result)
+        resampled = f"translated in pixels of {work.pixel_mm[1]:.3g} mm, its own are of {series.pixel_mm[1]:.3g} mm"
+    notes = (*about.outside, about.note, resampled, *qc.get("notes", ()))
     row = task.found.row()
     row |= {
         "role": "derived",
@@ -133,7 +150,7 @@ def harmonize_one(task: Task) -> dict[str, Any]:
         "digest": task.key,
         **result.protocol.as_dict(),
         "state": "done",
-        "reason": "; ".join(dict.fromkeys(filter(None, (*about.outside, about.note, *qc.get("notes", ()))))),
+        "reason": "; ".join(dict.fromkeys(filter(None, notes))),
         "source_kernel": series.protocol.kernel,
         **_change(series, result),
         "source_f50_per_mm": _measure(lambda: _source_f50(series, about)),
@@ -142,7 +159,7 @@ def harmonize_one(task: Task) -> dict[str, Any]:
         "noise_hu": _measure(lambda: uniform_noise_sd(result)),
     }
     if task.found.format == "dicom":
-        derivation = derivation_of(model, about)
+        derivation = derivation_of(model, about, resampled)
         uid = derived_series_uid(series, derivation)
         folder = task.out / _safe(series.patient) / f"{_safe(series.protocol.kernel or 'series')}-{uid[-8:]}"
         report = write_series(result, folder, derivation)
@@ -158,13 +175,14 @@ def harmonize_one(task: Task) -> dict[str, Any]:
     return row | {"qc": plain(qc)}
 
 
-def derivation_of(model: Harmonizer, about: About) -> Derivation:
-    """What the DICOM headers say of how the series was made."""
+def derivation_of(model: Harmonizer, about: About, further: str = "") -> Derivation:
+    """What the DICOM headers say of how the series was made; `further`: what else decided the result."""
     settings = ", ".join(f"{k}={v}" for k, v in vars(model.config).items())
     measured = hashlib.sha256()
     for name, values in sorted(about.measured.items()):
         measured.update(name.encode() + np.ascontiguousarray(values).tobytes())
-    parameters = f"{settings}; source measured {measured.hexdigest()[:12]}" if about.measured else settings
+    seen = f"source measured {measured.hexdigest()[:12]}" if about.measured else ""
+    parameters = "; ".join(filter(None, (settings, seen, further)))
     return Derivation(model.name, model.digest, parameters, target_label(model.target), __version__)
 
 
@@ -270,11 +288,14 @@ def _key(
     source_mtf: Kernel | None,
     spacing: tuple[float, float] | None,
     masks: Sequence[Path],
+    resample: bool,
+    strict: bool,
 ) -> str:
     """What decides the output: the source files, the model, what the user said of the source, and masks to copy."""
     mtf = "" if source_mtf is None else (source_mtf.frequency_per_mm.tolist(), source_mtf.mtf.tolist())
+    how = "".join(f" {word}" for word, wanted in (("resampled", resample), ("strict", strict)) if wanted)
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*found.paths, *masks)]
-    return hashlib.sha256(f"{found.key} {files} {model.digest} {mtf} {spacing}".encode()).hexdigest()
+    return hashlib.sha256(f"{found.key} {files} {model.digest} {mtf} {spacing}{how}".encode()).hexdigest()
 
 
 def _change(before: Series, after: Series) -> dict[str, float]:

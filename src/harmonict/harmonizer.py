@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from harmonict import __version__
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.padding import clip_floor, fill_padding
+from harmonict.core.resample import resample_plane, resample_series
 from harmonict.data import About, SlicePairs
 from harmonict.physics.kernel import Kernel
 from harmonict.tiles import MemoryWatch, in_tiles, is_out_of_memory, smaller_tile
@@ -255,6 +256,11 @@ class Harmonizer(nn.Module):
             lines.append(f"- {side}: {data['slice_pairs']} slices of {data['patients']} patients")
         for pair in self.card.get("protocol_pairs", []):
             lines.append(f"- {pair['source']} -> {pair['target']}: {pair['slice_pairs']} slices")
+        for part in self.card.get("resampled", []):
+            lines.append(
+                f"- {part['series']} series resampled in the plane, from pixels of {part['from_mm']:.3g} mm to "
+                f"{part['to_mm']:.3g} mm"
+            )
         for loop in self.card.get("training", []):
             lines.append(f"- trained for {loop['steps']} of {loop['of']} steps, {loop['seconds']:.0f} s")
             if "validation_ccc" in loop:
@@ -283,6 +289,33 @@ class Harmonizer(nn.Module):
             "weights_sha256": hashlib.sha256(self._weights()).hexdigest(),
             "harmonict": __version__,
         }
+
+
+def in_trained_pixels(model: Harmonizer, series: Series) -> Series:
+    """The series in pixels of the size that the model was trained on; itself where it has them, or where that does not
+    matter to the model."""
+    pixel_mm = model.trained_pixel_mm
+    if pixel_mm is None or np.allclose(series.pixel_mm, pixel_mm, rtol=PIXEL_TOLERANCE):
+        return series
+    return resample_series(series, pixel_mm)
+
+
+def on_own_grid(model: Harmonizer, series: Series, work: Series, result: Series) -> Series:
+    """What `harmonize` made of `work`, the series in the trained pixels, on the series' own grid.
+
+    What the model changed is resampled back and added to the series, so that detail finer than the trained pixels
+    stays. Padding, clipped air and HU outside the model's window are the series' own, as after `harmonize`.
+    """
+    hu, shape = np.empty_like(series.hu), series.hu.shape[1:]
+    floor = clip_floor(series.hu, series.padding)
+    for z, source in enumerate(series.hu):
+        change = resample_plane(result.hu[z] - work.hu[z], work.pixel_mm, series.pixel_mm, shape)  # type: ignore[arg-type]
+        np.maximum(source + change, floor, out=hu[z])
+        keep = np.zeros(shape, bool) if series.padding is None else series.padding[z]
+        if model.window_hu is not None:
+            keep = keep | (source < model.window_hu[0]) | (source > model.window_hu[1])
+        np.copyto(hu[z], source, where=keep)
+    return series.with_hu(hu, protocol=result.protocol)
 
 
 def check_model_place(folder: str | Path) -> None:

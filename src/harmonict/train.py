@@ -299,6 +299,7 @@ class Run:
                 for (source, target), count in pairs.protocol_counts().items()
             ],
             "pixel_mm": list(pairs.pixel_mm),
+            **({"resampled": resampled} if (resampled := pairs.resampled()) else {}),
             "training": loops,
             "seed": self.seed,
             "precision": self.precision,
