@@ -181,8 +181,8 @@ class Judge:
         figures = {
             "texture gap A to B dB": texture_db(ab, b),
             "texture gap B to A dB": texture_db(ba, a),
-            "content A to B HU": content_hu(ab, a),
-            "content B to A HU": content_hu(ba, b),
+            "content A to B HU": content_hu(ab, [x.clamp(*WINDOW_HU) for x in a]),
+            "content B to A HU": content_hu(ba, [x.clamp(*WINDOW_HU) for x in b]),
         }
         for name, value in figures.items():
             run.log(name, value)
