@@ -16,10 +16,10 @@ not settled: D "critics" texture with it, so it pulls the features of x and x_ha
 adversarial networks do (Wang et al. 2018); without a margin features could grow for ever. 3. Eq 5 lacks a norm: the L1
 norm, as in eq 6. It acts on the image, not on the encoder, which could make all latent vectors 0. 4. The output is
 linear and not squeezed into [-1, 1]; gray turns into HU by the inverse of that (`gray_to_hu="affine"`), since eq 7
-shifts HU. 5. `compact`, for two CPU cores: a narrow
-network of the same layers that learns what to add to the source (`residual`), layers up that double pixels and
-convolve (`upsampling="resize"`: no checkerboard), and crops that keep their pixel size (`resize_crops`): resizing
-changes the texture that is to be learned. Measured in docs/methods/stan-ct.md.
+shifts HU. 5. `compact`, for two CPU cores: a narrow network of the same layers that learns what to add to the source
+(`residual`), layers up that double pixels and convolve (`upsampling="resize"`: no checkerboard), and crops that keep
+their pixel size (`resize_crops`): resizing changes the texture that is to be learned. Measured in
+docs/methods/stan-ct.md.
 """
 
 from __future__ import annotations
