@@ -11,11 +11,13 @@ must find back to where they came from. The baseline of CVH-CT (Selim et al. 202
 Symbols: a, b real images of A and B, a_hat = F(b), b_hat = G(a); in units of the window [-1000, 900] HU, -1 to 1.
 Departures: 1. No instance normalisation in the generators: it takes the mean and the spread of a slice away, which
 are HU here, and they differ between patches of tissue and whole slices with air. The second convolution of each
-residual block starts at 0 in its place. 2. `residual` (in `compact`): the generator's tanh is added to its input and
-starts at 0, so that training starts from "nothing changed" instead of noise; minutes then suffice, and detail need
-not pass the strided layers. Range -1 to 3 is possible then; discriminators see it cut at the window. 3. 80 x 80
-soft-tissue patches as for CVH-CT instead of 256 x 256 photographs. 4. Steps instead of 200 epochs; the rate stays for
-the first half and falls straight to 0 in the second, as there. 5. The last layer computes in float32.
+residual block starts at 0 in its place. 2. `residual` (in `compact`): the generator's tanh, without its large-scale
+part (a Gaussian of 3 pixels), is added to its input and starts at 0, so that training starts from "nothing changed",
+minutes suffice, detail need not pass the strided layers, and neither contrast nor the mean of a region can turn over;
+what that is worth was measured for cvh-ct (its departure 3). Values beyond the window are possible then;
+discriminators see them cut. 3. 80 x 80 soft-tissue patches as for CVH-CT instead of 256 x 256 photographs. 4. Steps
+instead of 200 epochs; the rate stays for the first half and falls straight to 0 in the second, as there. 5. The last
+layer computes in float32.
 """
 
 from __future__ import annotations
