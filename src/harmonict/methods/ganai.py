@@ -98,12 +98,12 @@ class GANai(Harmonizer):
             "upsampling": "resize",
             "residual": True,
             "generators": 1,
-            "discriminators": 2,
+            "discriminators": 1,
             "batch": 4,
-            "steps": 1200,
-            "rate": 5e-4,
+            "steps": 2000,
+            "rate": 1e-3,
             "t_max": 40,
-            "check_every": 100,
+            "check_every": 200,
         },
     }
     limits = (
