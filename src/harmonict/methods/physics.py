@@ -23,6 +23,7 @@ HU. 8. The critic has no normalisation layers. 9. `compact`: see docs/methods/ph
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -34,10 +35,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harmonict.core import HarmonictError, ScanProtocol, Series
-from harmonict.data import SlicePairs
+from harmonict.data import Batch, SlicePairs
 from harmonict.harmonizer import About, Harmonizer
 from harmonict.nn.physics_losses import (
-    HU_UNIT,
+    RESIDUAL_HU,
     Critic,
     Training,
     adam_cyclic,
@@ -54,8 +55,8 @@ from harmonict.physics.mtf import FREQUENCIES_PER_MM, body_mask, skin_air_mtf, s
 from harmonict.train import Run
 from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
-STEP_PER_MM = float(FREQUENCIES_PER_MM[1])
-RIM = 2  # samples around MTF2D, so that its border does not reach into Omega's result
+SAMPLES, STEP_PER_MM = len(FREQUENCIES_PER_MM), float(FREQUENCIES_PER_MM[1])
+RIM = 2  # samples more on each side of MTF2D, so that its border does not reach into what is used of Omega's result
 HEAD_MM = 210.0  # a body of a smaller diameter may be a head,
 SKULL_HU, SKULL_SHARE = 300.0, 0.25  # and is one if so much of its rim is bone
 
@@ -78,14 +79,14 @@ class Config(Training):
 
 
 class Omega(nn.Module):
-    """MTFs (b, 64) at FREQUENCIES_PER_MM -> filters (b, channels, 272, 272) over (|f_y|, |f_x|), four to a sample."""
+    """MTFs (b, 64) at FREQUENCIES_PER_MM -> filters (b, channels, 4 n, 4 n) over (|f_y|, |f_x|), four to a sample."""
 
-    radius: Tensor  # (64, 64) in samples
+    radius: Tensor  # (66, 66) in samples; beyond the last one an MTF keeps its last value
 
     def __init__(self, hidden: int, channels: int) -> None:
         super().__init__()
-        n = torch.arange(len(FREQUENCIES_PER_MM), dtype=torch.float32)
-        radius = torch.hypot(n[:, None], n[None, :]).clamp(max=len(n) - 1.001)
+        n = torch.arange(SAMPLES + RIM, dtype=torch.float32)
+        radius = torch.hypot(n[:, None], n[None, :]).clamp(max=SAMPLES - 1.001)
         self.register_buffer("radius", radius, persistent=False)
         self.up = nn.Sequential(
             nn.ConvTranspose2d(2, hidden, 4, stride=2, padding=1),
@@ -93,22 +94,23 @@ class Omega(nn.Module):
             nn.ConvTranspose2d(hidden, channels, 4, stride=2, padding=1),
         )
 
-    def forward(self, mtf: Tensor) -> Tensor:
-        low = self.radius.long()
-        share = self.radius - low
+    def forward(self, mtf: Tensor, pixel_mm: Tensor) -> Tensor:
+        """pixel_mm: (b, 2); only what lies below the highest frequency of such pixels is computed."""
+        reach = min(math.ceil(0.5 / float(pixel_mm.min()) / STEP_PER_MM) + 1, SAMPLES) + RIM
+        radius = self.radius[:reach, :reach]
+        low = radius.long()
+        share = radius - low
         mtf_2d = mtf[:, low] * (1 - share) + mtf[:, low + 1] * share
-        frequency = (self.radius / len(self.radius)).expand_as(mtf_2d)
-        planes = torch.stack([mtf_2d, frequency], 1)
-        planes = F.pad(planes, (RIM, 0, RIM, 0), mode="reflect")  # an MTF is even
-        return self.up(F.pad(planes, (0, RIM, 0, RIM), mode="replicate"))
+        planes = torch.stack([mtf_2d, (radius / SAMPLES).expand_as(mtf_2d)], 1)
+        return self.up(F.pad(planes, (RIM, 0, RIM, 0), mode="reflect"))  # an MTF is even
 
     def at(self, filters: Tensor, shape: tuple[int, int], pixel_mm: Tensor) -> Tensor:
         """What `forward` gave, at the frequencies of `rfft2` of an image (h, w) with pixels pixel_mm (b, 2):
         (b, channels, h, w // 2 + 1)."""
         device = filters.device
         f = torch.fft.fftfreq(shape[0], device=device).abs(), torch.fft.rfftfreq(shape[1], device=device)
-        size = len(self.radius) + 2 * RIM
-        y, x = ((f[n] / pixel_mm[:, n, None] / STEP_PER_MM + RIM + 0.5) / size * 2 - 1 for n in range(2))
+        n = filters.shape[-1] / 4
+        y, x = ((f[k] / pixel_mm[:, k, None] / STEP_PER_MM + RIM + 0.5) / n * 2 - 1 for k in range(2))
         grid = torch.stack([x[:, None].expand(-1, len(f[0]), -1), y[:, :, None].expand(-1, -1, len(f[1]))], -1)
         return F.grid_sample(filters, grid, padding_mode="border", align_corners=False)
 
@@ -132,10 +134,10 @@ class Generator(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
-    def filters(self, mtf: Tensor) -> Tensor:
+    def filters(self, mtf: Tensor, pixel_mm: Tensor) -> Tensor:
         """Omega(MTF2D): the same for all slices of a series."""
         with torch.autocast(mtf.device.type, enabled=False):
-            return self.omega(mtf.clamp(0, 2))
+            return self.omega(mtf.clamp(0, 2), pixel_mm)
 
     def forward(self, hu: Tensor, filters: Tensor, pixel_mm: Tensor) -> Tensor:
         """hu (b, 1, h, w); filters, as `filters` makes them, and pixel_mm (b, 2): one for all or one for each."""
@@ -152,7 +154,7 @@ class Generator(nn.Module):
             mixed = F.conv3d(torch.cat([spectrum, spectrum * omega], 1), self.mix.weight[:, :, None, None, None])
             image = torch.fft.irfft2(torch.complex(mixed[:, :, 0], mixed[:, :, 1]), s=shape)[..., m : m + h, m : m + w]
             residual = self.last(self.attention(x, torch.relu(self.after(image))))
-        return hu + HU_UNIT * residual
+        return hu + RESIDUAL_HU * residual
 
 
 class Physics(Harmonizer):
@@ -207,12 +209,11 @@ class Physics(Harmonizer):
         state: dict[str, Any] = {"network": self.network, "adam": adam, "rate": rate}
         if c.adversarial:
             state |= {"critic": critic, "adam_d": adam_d, "rate_d": rate_d}
-        output = lambda batch: self._convert(batch.source, *_told(batch.about, run.device))  # noqa: E731
         for batch in window_batches(
             run,
             pairs,
             WindowSettings(c.window),
-            output=output,
+            output=self._convert,
             size=c.batch,
             patch=c.patch,
             steps=c.steps,
@@ -225,7 +226,7 @@ class Physics(Harmonizer):
             mtf = mtf + c.mtf_noise * torch.randn(mtf.shape, generator=batch.generator).to(run.device)
             pixel_mm = pixel_mm / shown.zoom[:, None]  # shown larger, as if made of smaller pixels
             with run.inside():
-                i_h = scaled(self.network(shown.source, self.network.filters(mtf), pixel_mm))
+                i_h = scaled(self.network(shown.source, self.network.filters(mtf, pixel_mm), pixel_mm))
             i_nh, i_r = scaled(shown.source), scaled(shown.target)
             if c.adversarial:
                 run.step(critic_losses(c, critic, i_nh, i_h, i_r, generator=batch.generator), adam_d)
@@ -234,7 +235,7 @@ class Physics(Harmonizer):
                 losses = generator_losses(c, i_nh, i_h, i_r, shown.seen, critic=critic, features=features)
             run.step(losses, adam)
             rate.step()
-            run.check(pairs.held_out, output)
+            run.check(pairs.held_out, self._convert)
         self.card = run.card(pairs)
         return self.eval()
 
@@ -263,11 +264,13 @@ class Physics(Harmonizer):
         if not self.target.matches(target):
             raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
         mtf, pixel_mm = _told((about,), x.device)
+        filters = self.network.filters(mtf, pixel_mm)
         # slice by slice: the same numbers whatever the batch
-        return torch.cat([self._convert(x[n : n + 1], mtf, pixel_mm) for n in range(len(x))])
+        return torch.cat([self.network(x[n : n + 1], filters, pixel_mm) for n in range(len(x))])
 
-    def _convert(self, x: Tensor, mtf: Tensor, pixel_mm: Tensor) -> Tensor:
-        return self.network(x, self.network.filters(mtf), pixel_mm)
+    def _convert(self, batch: Batch) -> Tensor:
+        mtf, pixel_mm = _told(batch.about, batch.source.device)
+        return self.network(batch.source, self.network.filters(mtf, pixel_mm), pixel_mm)
 
 
 def _told(about: tuple[About, ...], device: torch.device) -> tuple[Tensor, Tensor]:

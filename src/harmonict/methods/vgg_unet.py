@@ -23,7 +23,7 @@ from harmonict.core import HarmonictError, ScanProtocol
 from harmonict.data import SlicePairs
 from harmonict.harmonizer import About, Harmonizer
 from harmonict.nn.physics_losses import (
-    HU_UNIT,
+    RESIDUAL_HU,
     Critic,
     Training,
     adam_cyclic,
@@ -63,7 +63,7 @@ class Generator(nn.Module):
     def forward(self, hu: Tensor) -> Tensor:
         features = self.unet(prepare(hu))
         with torch.autocast(hu.device.type, enabled=False):
-            return hu + HU_UNIT * self.last(features.float())
+            return hu + RESIDUAL_HU * self.last(features.float())
 
 
 class VGGUNetAblation(Harmonizer):
