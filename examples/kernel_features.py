@@ -25,6 +25,7 @@ from harmonict.data import SlicePairs
 from harmonict.dicom.inventory import find_series
 from harmonict.dicom.masks import read_masks
 from harmonict.evaluate.image import compare
+from harmonict.evaluate.real_pairs import RealPair, fitted_on_the_other_part, real_pair
 from harmonict.evaluate.reproducibility import reproduce
 from harmonict.harmonizer import Harmonizer
 from harmonict.methods import load_model
@@ -34,12 +35,10 @@ from harmonict.physics.nps import uniform_noise_sd
 from harmonict.radiomics import FeatureSettings, crop_to_mask, extract_features
 from harmonict.radiomics.features import FAMILIES
 from harmonict.radiomics.rois import Roi, count_rois, random_rois
-from harmonict.volumes import read_volume
 
 SEED = 0
 TEXTURE = FeatureSettings(families=tuple(f for f in FAMILIES if f != "shape"))
 FITS = ("ratio", "wiener", "fir")
-SIEMENS_MM = 0.693359  # the headers of B10 and B70 say 1.0, which is wrong
 LUNGS = ("GTV-1", "Lung-Left", "Lung-Right")
 SHOWN = (
     "firstorder_Mean",
@@ -62,64 +61,41 @@ def main() -> None:
     data = Path(folder)
     if sys.argv[1:]:
         model, source, target = sys.argv[1:]
-        siemens_chest_by(load_model(model), data / "paired/siemens-chest", source, target)
+        siemens_chest_by(load_model(model), data, source, target)
         return
-    siemens_chest(data / "paired/siemens-chest")
-    lungman(data / "paired/canon-lungman")
+    siemens_chest(data)
+    lungman(data)
     lung1(data / "ct")
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
-def siemens_chest(folder: Path) -> None:
-    kernels = ("B10", "B30", "B50", "B70")
-    images = {k: read_volume(folder / f"{k}.mha", spacing_mm=SIEMENS_MM) for k in kernels}
-    half = images["B10"].hu.shape[2] // 2
-    left = np.arange(2 * half) < half
-    inside = np.ones(images["B10"].hu.shape, bool)
-    inside[:, :, half - 1 : half + 1] = False  # a box that holds neither lies in one half
+def siemens_chest(data: Path) -> None:
     print("## siemens-chest, one slice: fitted on one half, scored on the other\n")
     for source, target in (("B10", "B70"), ("B30", "B50"), ("B50", "B30"), ("B70", "B30"), ("B10", "B30")):
-        x, y = images[source], images[target]
-        after = {}
-        for fit in FITS:
-            halves = []
-            for cut in (np.s_[:, :, half:], np.s_[:, :, :half]):  # the filter of the right half first, for the left
-                pairs = SlicePairs([(part(x, cut), 0, part(y, cut), 0)])
-                halves.append(MTFRatio(Config(fit=fit)).fit(pairs).harmonize(x).hu)
-            after[fit] = x.with_hu(np.where(left, *halves))
-        score(f"{source} to {target}", x, y, after, inside)
+        score_pair(f"{source} to {target}", real_pair(data, source, target))
 
 
-def siemens_chest_by(model: Harmonizer, folder: Path, source: str, target: str) -> None:
+def siemens_chest_by(model: Harmonizer, data: Path, source: str, target: str) -> None:
     """A model that was fitted elsewhere, beside the fits on this very slice: an upper bound for filters."""
-    x, y = (read_volume(folder / f"{k}.mha", spacing_mm=SIEMENS_MM) for k in (source, target))
-    pairs = SlicePairs([(x, 0, y, 0)])
+    pair = real_pair(data, source, target)
+    x = pair.source
+    pairs = SlicePairs([(x, 0, pair.target, 0)])
     after = {model.name: model.harmonize(x)}
     after |= {f"{fit}, fitted here": MTFRatio(Config(fit=fit)).fit(pairs).harmonize(x) for fit in FITS}
-    score(f"{source} to {target}", x, y, after, None)
+    score(f"{source} to {target}", x, pair.target, after, None)
 
 
-def lungman(folder: Path) -> None:
-    (sharp,), (soft,) = (
-        [found.read() for found in find_series(folder / kernel, slicewise=True).found] for kernel in ("FC51", "FC13")
-    )
+def lungman(data: Path) -> None:
     print("## canon-lungman, two slices: fitted on one, scored on the other\n")
-    for source, target, name in ((sharp, soft, "FC51 to FC13"), (soft, sharp, "FC13 to FC51")):
-        after = {}
-        for fit in FITS:
-            hu = np.empty_like(source.hu)
-            for z in (0, 1):
-                model = MTFRatio(Config(fit=fit)).fit(SlicePairs([(source, 1 - z, target, 1 - z)]))
-                hu[z] = model.harmonize(source).hu[z]
-            after[fit] = source.with_hu(hu)
-        score(name, source, target, after, None)
+    for source, target in (("FC51", "FC13"), ("FC13", "FC51")):
+        score_pair(f"{source} to {target}", real_pair(data, source, target))
 
 
-def part(series: Series, cut: tuple[slice, ...]) -> Series:
-    padding = None if series.padding is None else series.padding[cut]
-    return replace(series, hu=np.ascontiguousarray(series.hu[cut]), padding=padding, source=None)
+def score_pair(name: str, pair: RealPair) -> None:
+    after = {fit: fitted_on_the_other_part(pair, fit) for fit in FITS}
+    score(name, pair.source, pair.target, after, pair.within)
 
 
 def score(name: str, source: Series, target: Series, after: dict[str, Series], inside: np.ndarray | None) -> None:

@@ -315,12 +315,17 @@ def _page(
         "",
         "## Models",
         "",
-        *_markdown(models, _MODEL_COLUMNS),
+        *_markdown(models[models["state"] != "not run"], _MODEL_COLUMNS),
     ]
+    waiting = models.loc[models["state"] == "not run", "model"]
+    if len(waiting):
+        lines += ["", f"Not run yet: {'; '.join(waiting)}."]
     for name in ("real", "all", "kernel", "iterative", "dose or thickness"):
         part = _part(summary, name)
         if part.empty:
             continue
+        if name not in ("all", "real") and part["series"].max() == _part(summary, "all")["series"].max():
+            continue  # the only set there is: said already
         some = part.iloc[0]
         target = f"; the target's noise is {some['target_noise_hu']:.1f} HU, its f50 {some['target_f50_per_mm']:.2f}/mm"
         counted = f"{part['series'].max()} series of {some['patients']} patients, {part['rois'].max()} ROIs{target}."
@@ -397,7 +402,7 @@ _TEST_COLUMNS = {
     "t": "t",
     "p": "p",
 }
-_DIGITS = {"ccc": 3, "body_ssim": 3, "whole_ssim": 3, "body_nrmse": 4, "glcm": 3, "f50_per_mm": 3}
+_DIGITS = {"": 1, "ccc": 3, "body_ssim": 3, "whole_ssim": 3, "body_nrmse": 4, "glcm": 3, "f50_per_mm": 3}
 _DIGITS |= {"reproducible_of": 0, "ibex": 0, "p": 4, "seconds_per_slice": 3, "training_seconds": 0, "mean_": 3, "t": 2}
 _DIGITS |= {"difference": 3, "between": 3, "tissue": 3}
 
@@ -455,7 +460,7 @@ def _cell(row: pd.Series, column: str) -> str:
         return ""
     if not isinstance(value, float | np.floating):
         return str(value)
-    digits = next((d for start, d in _DIGITS.items() if column.startswith(start)), 1)
+    digits = _DIGITS[max((start for start in _DIGITS if column.startswith(start)), key=len)]
     if column in ("parameters", "steps"):
         return f"{value:,.0f}"
     spread = "" if sd is None or sd != sd else f" ± {sd:.{digits}f}"
