@@ -48,7 +48,7 @@ class Rules:
     window: int = 8
     fake_below: float = 0.01
     real_above: float = 0.99
-    slack: float = 0.05
+    slack: float = 0.25
     retries: int = 1
 
     def __post_init__(self) -> None:
