@@ -153,11 +153,9 @@ def window_batches(
     for batch in run.batches(pairs, steps=first, epoch_steps=first, **own, **options):
         shown = _clip(batch, now["low"], now["high"])
         yield shown
-        number, left = (
-            run.step_number // epoch + 1,
-            epoch - 1 - run.step_number % epoch,
-        )  # this epoch, its steps to come
-        looks, chooses = left < LOOKS, window.dynamic and number >= window.dynamic_from
+        epochs, place = divmod(run.step_number, epoch)  # before this one, and this step's place in it
+        looks = place >= epoch - LOOKS
+        chooses = window.dynamic and epochs + 1 >= window.dynamic_from
         with _judging(networks):
             if looks and now["phase"] == "growing":
                 _count_near(shown, _made(output, shown), now, window)
@@ -166,7 +164,7 @@ def window_batches(
             if looks and chooses:
                 whole = _clip(batch, window.hu_min, window.hu_max)
                 _count_failed(whole, _made(output, whole), now, window, score)  # type: ignore[arg-type]
-        if left == 0:
+        if place == epoch - 1:
             _end_epoch(run, now, window, chooses)
     yield from run.batches(pairs, steps=steps - run.step_number, epoch_steps=epoch_steps, **options)
 
