@@ -155,6 +155,16 @@ def test_a_value_that_is_no_number_is_refused_in_one_line_never_read_as_0(tmp_pa
     assert f"a{ending}" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [1e9, -2e5])
+def test_values_that_are_no_hu_are_refused_in_one_line(tmp_path, value):
+    hu = phantom_hu(4, 20, 30).astype(np.float32)
+    hu[3, 19, 29] = value
+    sitk.WriteImage(sitk.GetImageFromArray(hu), str(tmp_path / "a.nii"))
+    with pytest.raises(HarmonictError, match=r"a\.nii: values from .* are no HU") as error:
+        read_volume(tmp_path / "a.nii")
+    assert f"{value:g}" in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("order", "<>")
 def test_a_float_nifti_of_either_byte_order_is_read_whole_and_refused_cut(tmp_path, order):
     sitk.WriteImage(sitk.GetImageFromArray(phantom_hu(4, 20, 30) + np.float32(0.5)), str(tmp_path / "a.nii"))

@@ -20,6 +20,7 @@ from harmonict.core import Geometry, HarmonictError, Series
 from harmonict.core.padding import find_padding
 
 FORMATS = {".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".nhdr": "nrrd", ".mha": "mha", ".mhd": "mha"}
+HIGHEST_HU = 1e5  # metal in files with an extended range reaches 30,000
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -69,7 +70,7 @@ def read_volume(path: str | Path, *, spacing_mm: float | tuple[float, float] | N
 
     spacing_mm: in-plane spacing, one number or (y, x), which overrides a header that lies.
     Raises HarmonictError for a file that is not there or damaged, for NaN and infinity, for colour, vector and 4-D
-    images, and where the grid is not orthogonal.
+    images, for values that are no HU, and where the grid is not orthogonal.
     """
     path = Path(path)
     reader = _open(path)
@@ -77,6 +78,9 @@ def read_volume(path: str | Path, *, spacing_mm: float | tuple[float, float] | N
     array = sitk.GetArrayViewFromImage(image)
     dtype, dimension = array.dtype.name, image.GetDimension()
     hu = np.array(array, np.float32).reshape((1, *array.shape) if dimension == 2 else array.shape)
+    low, high = float(hu.min()), float(hu.max())
+    if HIGHEST_HU < max(-low, high) < np.inf:  # NaN and infinity are Series' to refuse
+        raise HarmonictError(f"{path}: values from {low:g} to {high:g} are no HU, which lie within {HIGHEST_HU:g} of 0")
     written = _geometry(image.GetOrigin(), image.GetSpacing(), image.GetDirection(), path)
     return Series(
         hu=hu,

@@ -284,3 +284,12 @@ def test_real_series_are_measured(data):
     row = inspect(data / "ct" / "TCGA-09-2043").iloc[0]
     assert row.f50_per_mm == pytest.approx(0.18, abs=0.03)  # a soft kernel at 1.03 mm pixels
     assert 8 < row.noise_hu < 30
+
+
+def test_two_folders_of_one_series_are_named(tmp_path):
+    make_ct_series(tmp_path / "a", series_uid="1.2.3")
+    make_ct_series(tmp_path / "b", series_uid="1.2.3")
+    found = find_series(tmp_path)
+    (left,) = found.left_out
+    assert not found.found and f"2 folders hold this one series ({tmp_path / 'a'}, {tmp_path / 'b'})" in left.reason
+    assert len(find_series(tmp_path / "a").found) == 1

@@ -285,7 +285,12 @@ def _sort_out(
             slices = [slices[k] for k in order]
             check_one_series(slices, name)
         except HarmonictError as error:
-            left_out.append(_left_out(paths, str(error), part[0][1]))
+            folders = sorted({path.parent for path in paths})
+            reason = str(error)
+            if len(folders) > 1 and "at the same position" in reason:
+                where = ", ".join(map(str, folders[:2]))
+                reason = f"{len(folders)} folders hold this one series ({where}): name one of them; {reason}"
+            left_out.append(_left_out(paths, reason, part[0][1]))
             continue
         found.append(
             FoundSeries(
