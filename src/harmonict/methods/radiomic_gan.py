@@ -165,11 +165,11 @@ class RadiomicGAN(Harmonizer):
             "critic_width": 16,
             "patch": 96,
             "batch": 4,
-            "steps": 1500,
+            "steps": 3000,
             "rate": 5e-4,
             "l1": 100.0,
             "residual": True,
-            "check_every": 75,
+            "check_every": 150,
         },
     }
     limits = (
