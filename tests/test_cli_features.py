@@ -211,3 +211,10 @@ def test_bad_input_is_one_line_and_exit_code_2(run, folder, features, tmp_path, 
     code, _, err = run(*[a.format(f=folder, t=tmp_path, x=features) for a in arguments])
     assert code == 2, err
     assert words in err and len(err.strip().splitlines()) == 1 and err.startswith("harmonict: ")
+
+
+def test_a_harmonized_table_alone_says_that_its_sources_name_the_masks(run, folder, tmp_path):
+    source = folder / "p0-B30.nrrd"
+    assert run("harmonize", source, tmp_path / "out", "--model", "identity", "--jobs", 1)[0] == 0
+    code, _, err = run("features", tmp_path / "out" / "cohort.csv", "--jobs", 1)
+    assert code == 2 and "give the table of its sources, which names the masks, beside this one" in err

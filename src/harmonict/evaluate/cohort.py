@@ -373,14 +373,12 @@ def _regions(task: Task, series: Series) -> Iterator[tuple[str, str, np.ndarray 
     if regions.from_masks:
         masks = list(_masks_of(task.entry, series, regions.label))
         if not masks:
-            yield (
-                "-",
-                "mask",
-                HarmonictError(
-                    f"{series.name}: no mask and no other ROI: give --mask, a table with a column 'masks', --random N "
-                    "or --whole"
-                ),
-            )
+            need = "give --mask, a table with a column 'masks', --random N or --whole"
+            if task.entry.about.get("role") == "derived":
+                need = (
+                    "give the table of its sources, which names the masks, beside this one, or harmonize with --masks"
+                )
+            yield "-", "mask", HarmonictError(f"{series.name}: no mask and no other ROI: {need}")
         for wanted in regions.names:
             if not any(_fits(name, wanted) for name, _ in masks):
                 known = ", ".join(name for name, _ in masks) or "none"
