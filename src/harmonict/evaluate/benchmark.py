@@ -154,16 +154,21 @@ def test_cases(plan: Plan, cohort: str | Path) -> list[CaseFiles]:
         raise HarmonictError(f"{cohort}: no column split; a benchmark needs rows of the split test")
     table = table[(table["split"] == "test") & ~table["state"].isin(("left_out", "failed"))]
     rows = [(row, _protocol(row)) for row in table.astype(object).where(table.notna(), None).to_dict("records")]
+    truth = [(row, protocol) for row, protocol in rows if row["role"] == "truth"]
     rows = [(row, protocol) for row, protocol in rows if row["role"] not in ("truth", "derived")]
     wanted = parse_protocol(plan.target)
     matching = [(row, p) for row, p in rows if p.matches(wanted)]
     targets = [(row, p) for row, p in matching if row["role"] == "target"] or matching
+    if plan.target.casefold() == "truth":
+        targets = truth
     sources = [parse_protocol(text) for text in plan.sources]
     found = []
     for row, protocol in rows:
         if not any(protocol.matches(s) for s in sources) or any(row is t for t, _ in targets):
             continue
         own = [(t, p) for t, p in targets if t["patient"] == row["patient"]]
+        if len(own) > 1:
+            own = [(t, p) for t, p in own if p.slice_thickness_mm == protocol.slice_thickness_mm] or own
         if len(own) > 1:
             raise HarmonictError(f"{cohort}: the target {plan.target} is ambiguous for {row['patient']}; say more")
         if own:
@@ -210,13 +215,13 @@ def _case(
         name, equals, path = item.partition("=")
         if equals and name.startswith("nodule"):
             masks.append((name, str(cohort.parent.resolve() / path)))
-    if protocol.iterative_strength != target_protocol.iterative_strength:
+    pairs = {name: (getattr(protocol, name), getattr(target_protocol, name)) for name in PROTOCOL_COLUMNS}
+    # the truth has no strength and no dose
+    known = {name for name, (a, b) in pairs.items() if b is not None and a != b}
+    if "iterative_strength" in known or (target["role"] == "truth" and protocol.iterative_strength):
         differs = "iterative"
     else:
-        same = all(
-            getattr(protocol, f) == getattr(target_protocol, f) for f in ("ctdivol_mgy", "slice_thickness_mm", "kvp")
-        )
-        differs = "kernel" if same else "dose or thickness"
+        differs = "dose or thickness" if known & {"ctdivol_mgy", "slice_thickness_mm", "kvp"} else "kernel"
     return CaseFiles(
         name=f"{row['patient']} {protocol.label()}",
         patient=str(row.get("subject") or row["patient"]),
@@ -260,13 +265,18 @@ def _fitted(model: ModelPlan, plan: Plan, cohort: Path, out: Path, wanted: bool,
         return Fitted({"": model.folder})
     place = out / "models" / model.place
     what = _what(model, plan, cohort)
-    if _is_there(model, place, what, say):
+    base = None
+    if not model.train:
+        base = _fitted(plan.model(model.base or ""), plan, cohort, out, wanted, say)
+        what["weights of"] = base.digest
+    if place.exists() and _differs(model, place, what) == []:
         return Fitted(_folders(place))
     if not wanted:
         raise HarmonictError("not run yet")
     place.parent.mkdir(parents=True, exist_ok=True)
-    if not model.train:
-        _with_other_settings(model, _fitted(plan.model(model.base or ""), plan, cohort, out, True, say), place)
+    _move_aside(model, place, what, say)
+    if base is not None:
+        _with_other_settings(model, base, place)
     elif get_method(model.method).sizes:
         say(f"{model.name}: training; its log is {place}.log")
         _train(model, plan, cohort, place)
@@ -279,7 +289,7 @@ def _fitted(model: ModelPlan, plan: Plan, cohort: Path, out: Path, wanted: bool,
 def _what(model: ModelPlan, plan: Plan, cohort: Path) -> dict[str, Any]:
     """What makes a training itself."""
     series = sorted(read_cohort(cohort)["series"].dropna().astype(str))
-    what = {
+    what: dict[str, Any] = {
         "method": model.method,
         "settings": dataclasses.asdict(model.config()),
         "each": model.each,
@@ -288,42 +298,39 @@ def _what(model: ModelPlan, plan: Plan, cohort: Path) -> dict[str, Any]:
         "seed": plan.seed,
         "cohort": hashlib.sha256("\n".join(series).encode()).hexdigest(),
     }
-    if not model.train:
-        what["weights of"] = _what(plan.model(model.base or ""), plan, cohort)
     return json.loads(json.dumps(what))
 
 
-def _is_there(model: ModelPlan, place: Path, what: dict[str, Any], say: Say) -> bool:
-    """Whether the model of these settings is there. One of other settings is moved aside, never thrown away."""
-    if not place.exists():
-        return False
+def _differs(model: ModelPlan, place: Path, what: dict[str, Any]) -> list[str] | None:
+    """What has changed since the model of this place was made; nothing: it is the wanted one. None: no whole model."""
     file = _fit_file(place)
     if file.exists():
         known = json.loads(file.read_text())
-        if known == what:
-            return True
         changed = sorted(k for k in what if what[k] != known.get(k))
         if changed == ["settings"]:
-            changed = sorted(
-                k for k in what["settings"] if what["settings"][k] != known["settings"].get(k, "nothing")
-            ) or ["settings"]
-        why = f"{', '.join(changed)} changed"
-    elif (place / CONFIG_FILE).is_file():  # put there by hand
-        found = load_model(place)
-        if found.name == model.method and dataclasses.asdict(found.config) == dataclasses.asdict(model.config()):
-            return True
-        why = "it has another method or other settings than the plan"
-    else:
-        return False  # filters of an unfinished run
+            return sorted(
+                k for k, v in what["settings"].items() if k not in known["settings"] or v != known["settings"][k]
+            )
+        return changed
+    if not (place / CONFIG_FILE).is_file():
+        return None  # filters of an unfinished run
+    found = load_model(place)  # put there by hand
+    if found.name != model.method:
+        return ["method"]
+    have, want = (json.loads(json.dumps(dataclasses.asdict(config))) for config in (found.config, model.config()))
+    return sorted(k for k in want if want[k] != have[k])
+
+
+def _move_aside(model: ModelPlan, place: Path, what: dict[str, Any], say: Say) -> None:
+    """A model of other settings makes room for the wanted one; it is never thrown away."""
+    changed = _differs(model, place, what) if place.exists() else None
+    if changed is None:
+        return
     old = hashlib.sha256(json.dumps(_folder_state(place)).encode()).hexdigest()[:8]
-    for path in (place, place.with_name(f"{place.name}.run"), file):
+    for path in (place, place.with_name(f"{place.name}.run"), _fit_file(place)):
         if path.exists():
-            aside = path.with_name(f"{path.name}.old-{old}")
-            if aside.exists():
-                shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-            path.rename(aside)
-    say(f"{model.name}: {why}; the model that was there is now {place.name}.old-{old}")
-    return False
+            path.rename(path.with_name(f"{path.name}.old-{old}"))
+    say(f"{model.name}: {', '.join(changed)} changed; the model that was there is now {place.name}.old-{old}")
 
 
 def _folder_state(place: Path) -> list[Any]:
