@@ -163,7 +163,7 @@ class Physics(Harmonizer):
     name = "physics"
     paper = "Zarei et al."
     Config = Config
-    changes = ("kernel", "iterative_strength")
+    changes = ("kernel", "iterative_strength", "ctdivol_mgy", "exposure_mas")
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
@@ -177,7 +177,7 @@ class Physics(Harmonizer):
             "patch": 128,
             "batch": 4,
             "steps": 3000,
-            "rate_peak": 2e-3,
+            "rate_peak": 5e-3,
             "cycle": 1000,
             "affine": 0.25,
             "noise_hu": 5.0,

@@ -20,7 +20,7 @@ from harmonict.nn.losses import Losses, gradient_penalty, huber, texture_loss
 from harmonict.nn.vgg import VGG19, prepare, vgg19
 
 HU_ZERO, HU_UNIT = -1024.0, 2048.0  # section II-C, with the sign that makes it [0, 1]
-RESIDUAL_HU = 100.0  # unit of a network's last layer: steps of the rate's size must move the image by little
+RESIDUAL_HU = 500.0  # unit of a network's last layer: steps of the rate's size must move the image by little
 TEXTURE_LAYERS = ("relu1_2", "relu2_2", "relu3_4", "relu4_4", "relu5_4")  # "each down sampling layer": before it
 LUNG_HU = (-985.0, -500.0)  # of the target, smoothed by 3 x 3: aerated lung and not the air outside
 LUNG_CLOSING = 5  # pixels: vessels inside the lung belong to it
