@@ -15,7 +15,7 @@ LEVELS = [
     {"simulate", "data", "combat", "tiles", "patch_fusion"},
     {"train"},
     {"harmonizer", "alternating", "window_training", "fidelity", "abstention"},
-    {"two_way"},
+    {"two_way", "sampling"},
     {"methods"},
     {"evaluate"},
     {"report"},

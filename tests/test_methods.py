@@ -22,7 +22,28 @@ ZAREI = {
     "batch": 2,
     "steps": 3,
 }
+LATENT = {"feature_weights": "random:4", "feature_width": 4, "width": 4, "patch": 64, "batch": 2, "steps": 3}
 QUICK = {
+    "encoder-decoder": LATENT,
+    "diffusion-ct": {
+        **LATENT,
+        "widths": (16, 16),
+        "blocks": 1,
+        "batch_diffusion": 2,
+        "steps_diffusion": 3,
+        "steps_sampled": 4,
+        "sampler": "ddim",
+    },
+    "ddpm": {
+        "widths": (8, 8),
+        "blocks": 1,
+        "residual": True,
+        "patch": 32,
+        "batch": 2,
+        "steps": 3,
+        "steps_noise": 100,
+        "steps_sampled": 4,
+    },
     "physics": {**ZAREI, "decoder": "8,8", "omega": 2, "filters": 4},
     "vgg-unet": {**ZAREI, "decoder": "8,8,8"},
     "choe": {"layers": 3, "channels": 8, "patch": 32, "steps": 3, "rate": 1e-2},

@@ -652,7 +652,7 @@ def _model(
     if name not in METHODS and Path(name).is_dir():
         model = load_model(name)
         if settings:
-            raise HarmonictError("--set is for fitting; a saved model keeps the settings that it was fitted with")
+            model.adjust(_settings(settings))
         if like is not None:
             raise HarmonictError("--like is for a method by itself; a saved model already has its target")
         if target_protocol:

@@ -49,6 +49,7 @@ class Harmonizer(nn.Module):
     tile: ClassVar[int | None] = None  # the largest side in pixels that its network takes; larger slices go in tiles
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> the settings that make it
     limits: ClassVar[tuple[str, ...]] = ()  # sentences for the model card
+    adjustable: ClassVar[tuple[str, ...]] = ()  # fields of Config that what was learned does not depend on
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__()
@@ -99,6 +100,18 @@ class Harmonizer(nn.Module):
         if not self.target.matches(wanted):
             raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {wanted.label()}")
 
+    def adjust(self, settings: Mapping[str, Any]) -> None:
+        """Change `adjustable` settings of a trained model. Raises HarmonictError at any other."""
+        for key in settings:
+            if key not in self.adjustable:
+                free = f"free: {', '.join(self.adjustable)}" if self.adjustable else "none is free"
+                raise HarmonictError(f"a saved {self.name} model keeps the {key} that it was fitted with; {free}")
+        self.config = make_config(self.Config, {**dataclasses.asdict(self.config), **settings})
+
+    def spread(self, series: Series, target: ScanProtocol | None = None, *, about: About | None = None) -> Series:
+        """The spread of several results in HU (standard deviation per voxel), of a method that draws samples."""
+        raise HarmonictError(f"{self.name} gives one result and draws no samples: leave --uncertainty out")
+
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
         """Slices (b, 1, h, w) in HU, float32 -> the same slices in HU as the target protocol would show them."""
         raise NotImplementedError
@@ -138,7 +151,7 @@ class Harmonizer(nn.Module):
             filled = source if padding is None else fill_padding(source, padding)
             try:
                 with MemoryWatch(device) as memory:
-                    result = self._translated(filled, tile, target, about, device)
+                    result = self._translated(filled, part, tile, target, about, device)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -172,8 +185,9 @@ class Harmonizer(nn.Module):
         return series.with_hu(out, protocol=series.protocol.with_(**changed))
 
     def _translated(
-        self, hu: np.ndarray, tile: int | None, target: ScanProtocol, about: About, device: torch.device
+        self, hu: np.ndarray, part: slice, tile: int | None, target: ScanProtocol, about: About, device: torch.device
     ) -> np.ndarray:
+        """The slices `part` of a series, whose filled HU (n, h, w) are given."""
         x = torch.from_numpy(np.array(hu[:, None])).to(device)
         if tile is None:
             result = self.translate(x, target, about)

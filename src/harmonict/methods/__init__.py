@@ -9,6 +9,9 @@ from harmonict.harmonizer import Harmonizer, read_config
 from harmonict.methods.choe import Choe
 from harmonict.methods.cvh_ct import CVHCT
 from harmonict.methods.cyclegan import CycleGAN
+from harmonict.methods.ddpm import DDPM
+from harmonict.methods.diffusion_ct import DiffusionCT
+from harmonict.methods.encoder_decoder import EncoderDecoderMethod
 from harmonict.methods.ganai import GANai
 from harmonict.methods.histogram import Histogram
 from harmonict.methods.identity import Identity
@@ -32,6 +35,9 @@ METHODS: dict[str, type[Harmonizer]] = {
         RadiomicGAN,
         Physics,
         VGGUNetAblation,
+        EncoderDecoderMethod,
+        DDPM,
+        DiffusionCT,
     )
 }
 

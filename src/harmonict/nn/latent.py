@@ -1,0 +1,114 @@
+"""The encoder-decoder of DiffusionCT (Selim et al. 2023, sec. 3.1): ResNet-18 down to a latent, five blocks up again.
+
+encoder   ResNet-18's children 0-2, 3-4, 5, 6 and 7: five blocks, each half as large as the one before
+latent    Z: one vector of all that the last block gives for a patch
+decoder   five blocks, each doubling the size, then 1-D convolutions along rows and columns; no skips at all, so
+          whatever is drawn came through Z
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from harmonict.core import HarmonictError
+from harmonict.nn.resnet import ResNet18, resnet18
+from harmonict.nn.vgg import prepare
+
+CELL_PX = 32  # of the image, for each place of the latent
+HU_UNIT = 1000.0
+HU_ZERO = -1024.0
+LINES = 4  # 1-D convolutions at the end
+
+
+class EncoderDecoder(nn.Module):
+    """Slices (b, 1, h, w) in HU -> the same from their latents, (b, 1, h, w) in HU; sides are multiples of 32.
+
+    feature_width: channels of ResNet-18's first block (64 is the paper's); its last has eight times as many, which are
+    the latent's. width: channels of the decoder's last block; the ones before have 2, 4, 8 and 16 times as many.
+    """
+
+    def __init__(self, feature_width: int, width: int) -> None:
+        super().__init__()
+        self.channels = 8 * feature_width
+        self.encoder = ResNet18(feature_width)
+        inner = [self.channels, *(width * 2**n for n in range(4, -1, -1))]
+        self.decoder = nn.ModuleList(_Up(a, b) for a, b in pairwise(inner))
+        shapes = [(1, 5) if n % 2 == 0 else (5, 1) for n in range(LINES)]
+        outs = [*[width] * (LINES - 1), 1]
+        self.lines = nn.ModuleList(
+            nn.Conv2d(width, out, shape, padding=(shape[0] // 2, shape[1] // 2))
+            for out, shape in zip(outs, shapes, strict=True)
+        )
+
+    def encode(self, hu: Tensor) -> Tensor:
+        """(b, 1, h, w) HU, sides multiples of 32 -> Z (b, c, h / 32, w / 32), float32."""
+        return self.encoder(prepare(hu)).float()
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Z (b, c, h / 32, w / 32) -> (b, 1, h, w) HU, float32."""
+        for block in self.decoder:
+            z = block(z)
+        for line in self.lines[:-1]:  # type: ignore[union-attr]
+            z = torch.relu(line(z))
+        with torch.autocast(z.device.type, enabled=False):
+            return HU_ZERO + HU_UNIT * self.lines[-1](z.float())
+
+    def forward(self, hu: Tensor) -> Tensor:
+        return self.decode(self.encode(hu))
+
+    def use_features(self, weights: str) -> None:
+        """Begin with trained weights of ResNet-18 (see `nn.resnet.resnet18`). Raises HarmonictError where they are of
+        another width."""
+        state = resnet18(weights)
+        if state.width != self.encoder.width:
+            raise HarmonictError(
+                f"feature weights {weights} have {state.width} channels, feature_width is {self.encoder.width}: "
+                f"--set feature_width={state.width}"
+            )
+        self.encoder.load_state_dict(state.state_dict())
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of its weights: a latent means the same only to the network that made it."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return found.digest()
+
+
+def as_vectors(z: Tensor, side: int) -> Tensor:
+    """Maps (b, c, rows, columns) -> sequences (b * patches, c, side * side): the latent of each patch of side x side
+    places as one line, row by row. rows and columns are multiples of side."""
+    b, c, rows, columns = z.shape
+    z = z.reshape(b, c, rows // side, side, columns // side, side)
+    return z.permute(0, 2, 4, 1, 3, 5).reshape(-1, c, side * side)
+
+
+def as_maps(vectors: Tensor, shape: torch.Size | tuple[int, ...], side: int) -> Tensor:
+    """The inverse of `as_vectors`, for maps of `shape`."""
+    b, c, rows, columns = shape
+    z = vectors.reshape(b, rows // side, columns // side, c, side, side)
+    return z.permute(0, 3, 1, 4, 2, 5).reshape(b, c, rows, columns)
+
+
+class _Up(nn.Module):
+    """Twice the size: pixels doubled, then two 3x3 convolutions."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c_out, c_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
