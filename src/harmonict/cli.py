@@ -209,6 +209,10 @@ def harmonize(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a series that is outside what the model was trained on.")
     ] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option("--uncertainty", help="A second series: by how many HU samples differ (methods that draw them)."),
+    ] = False,
     qc: Annotated[Path | None, typer.Option(help="Write what was done to each series as JSON.")] = None,
     slicewise: Slicewise = False,
     spacing_mm: SpacingMm = None,
@@ -233,6 +237,7 @@ def harmonize(
             masks=mask_places,
             resample=resample,
             strict=strict,
+            uncertainty=uncertainty,
             jobs=_jobs(jobs),
             progress=progress,
             say=lambda line: print(line, file=sys.stderr),

@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from harmonict import __version__
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.cohort import cohort_table, read_cohort, write_cohort
 from harmonict.core.files import write_whole
+from harmonict.core.resample import resample_plane
 from harmonict.dicom.inventory import FoundSeries, find_series
 from harmonict.dicom.masks import mask_references, write_masks
 from harmonict.dicom.write import Derivation, derived_series_uid, stale_temporaries, write_series
@@ -30,6 +31,7 @@ from harmonict.physics.nps import uniform_noise_sd
 from harmonict.scale import map_series
 from harmonict.volumes import write_volume
 
+SPREAD_WORDS = "pixels hold the standard deviation of several samples in HU"
 QC_FILE = "qc.json"  # beside cohort.csv, so that a run that goes on knows what the earlier one told
 
 
@@ -47,6 +49,7 @@ class Task:
     resample: bool
     strict: bool
     key: str
+    uncertainty: bool = False
 
 
 def harmonize_cohort(
@@ -60,6 +63,7 @@ def harmonize_cohort(
     masks: Sequence[Path] | None = None,
     resample: bool = False,
     strict: bool = False,
+    uncertainty: bool = False,
     jobs: int = 1,
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -71,10 +75,13 @@ def harmonize_cohort(
     the same model is not done again. masks: RTSTRUCT and SEG files or folders of them to copy so that they refer to the
     new series; an empty list takes those found below `path`, None copies none. resample: translate a series in the
     pixels that the model was trained on, and bring the change back onto its own grid. strict: a series outside what the
-    model was trained on fails, instead of being done with a note.
+    model was trained on fails, instead of being done with a note. uncertainty: a second series beside each result holds
+    how much several samples of it differ, in HU.
     Raises HarmonictError where nothing can be done at all.
     """
     path, out = Path(path), Path(out)
+    if uncertainty and type(model).spread is Harmonizer.spread:
+        raise HarmonictError(f"{model.name} gives one result and draws no samples: leave --uncertainty out")
     inventory = find_series(path, slicewise=slicewise)
     if not inventory.found:
         reasons = sorted({left.reason for left in inventory.left_out})
@@ -94,13 +101,12 @@ def harmonize_cohort(
         model.save(model_folder)
         for found in inventory.found:
             wanted = tuple(f for f in mask_files if mask_references(f, found.series_uid))
-            key = _key(found, model, source_mtf, spacing_mm, wanted, resample, strict)
+            key = _key(found, model, source_mtf, spacing_mm, wanted, resample, strict, uncertainty)
             if key in earlier and Path(earlier[key]["path"]).exists():
                 rows.append(earlier[key])
             else:
-                tasks.append(
-                    Task(found, path, out, model_folder, source_mtf, spacing_mm, wanted, resample, strict, key)
-                )
+                more = (source_mtf, spacing_mm, wanted, resample, strict, key, uncertainty)
+                tasks.append(Task(found, path, out, model_folder, *more))
         again = {task.key for task in tasks} | {row["digest"] for row in rows if "digest" in row}
         kept = [row for key, row in earlier.items() if key not in again and Path(row["path"]).exists()]
         write_cohort(cohort_table(kept + rows), out / "cohort.csv")
@@ -164,6 +170,11 @@ def harmonize_one(task: Task) -> dict[str, Any]:
         folder = task.out / _safe(series.patient) / f"{_safe(series.protocol.kernel or 'series')}-{uid[-8:]}"
         report = write_series(result, folder, derivation)
         row |= {"path": str(folder), "series": uid, "format": "dicom", "clipped_voxels": report.clipped_voxels}
+        if task.uncertainty:
+            second = derivation_of(model, about, "; ".join(filter(None, (resampled, SPREAD_WORDS))))
+            second = replace(second, target=f"uncertainty of {second.target}")
+            row["uncertainty"] = str(folder.with_name(f"{folder.name}-uncertainty"))
+            write_series(_spread(model, series, work, about), Path(row["uncertainty"]), second)
         if task.masks:
             written = write_masks(task.masks, series, folder, folder.with_name(f"{folder.name}-masks"))
             row["masks"] = ";".join(str(f) for f in written)
@@ -172,7 +183,22 @@ def harmonize_one(task: Task) -> dict[str, Any]:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_volume(result, target)
         row |= {"path": str(target), "series": target.name}
+        if task.uncertainty:
+            row["uncertainty"] = str(target.with_name(f"uncertainty-{target.name}"))
+            write_volume(_spread(model, series, work, about), Path(row["uncertainty"]))
     return row | {"qc": plain(qc)}
+
+
+def _spread(model: Harmonizer, series: Series, work: Series, about: About) -> Series:
+    """How much samples differ in HU, on the series' own grid; `work` is the series in the trained pixels."""
+    spread = model.spread(work, about=about)
+    if work is series:
+        return spread
+    planes = [resample_plane(hu, work.pixel_mm, series.pixel_mm, series.hu.shape[1:]) for hu in spread.hu]  # type: ignore[arg-type]
+    hu = np.maximum(np.stack(planes), 0).astype(np.float32)
+    if series.padding is not None:
+        hu[series.padding] = series.hu[series.padding]
+    return series.with_hu(hu, protocol=spread.protocol)
 
 
 def derivation_of(model: Harmonizer, about: About, further: str = "") -> Derivation:
@@ -290,10 +316,12 @@ def _key(
     masks: Sequence[Path],
     resample: bool,
     strict: bool,
+    uncertainty: bool,
 ) -> str:
     """What decides the output: the source files, the model, what the user said of the source, and masks to copy."""
     mtf = "" if source_mtf is None else (source_mtf.frequency_per_mm.tolist(), source_mtf.mtf.tolist())
-    how = "".join(f" {word}" for word, wanted in (("resampled", resample), ("strict", strict)) if wanted)
+    asked = (("resampled", resample), ("strict", strict), ("uncertainty", uncertainty))
+    how = "".join(f" {word}" for word, wanted in asked if wanted)
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*found.paths, *masks)]
     return hashlib.sha256(f"{found.key} {files} {model.digest} {mtf} {spacing}{how}".encode()).hexdigest()
 
