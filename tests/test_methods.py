@@ -24,6 +24,7 @@ ZAREI = {
 }
 LATENT = {"feature_weights": "random:4", "feature_width": 4, "width": 4, "patch": 64, "batch": 2, "steps": 3}
 QUICK = {
+    "bridge": {"channels": 8, "blocks": 1, "patch": 32, "batch": 2, "steps": 3, "rate": 1e-2, "steps_sampled": 2},
     "encoder-decoder": LATENT,
     "diffusion-ct": {
         **LATENT,

@@ -51,7 +51,7 @@ class SampledHarmonizer(Harmonizer):
         """See Harmonizer; the first sample."""
         about = with_noise(about or self.describe(series), series, sample=0)
         if qc is not None:
-            names = (*self.adjustable, "steps_noise")
+            names = [n for n in (*self.adjustable, "steps_noise") if hasattr(self.config, n)]
             qc.setdefault(self.name, {}).update({name: getattr(self.config, name) for name in names})
         return super().harmonize(series, target, about=about, slices_at_once=slices_at_once, qc=qc)
 

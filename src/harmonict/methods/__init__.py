@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harmonict.core import HarmonictError
 from harmonict.harmonizer import Harmonizer, read_config
+from harmonict.methods.bridge import Bridge
 from harmonict.methods.choe import Choe
 from harmonict.methods.cvh_ct import CVHCT
 from harmonict.methods.cyclegan import CycleGAN
@@ -38,6 +39,7 @@ METHODS: dict[str, type[Harmonizer]] = {
         EncoderDecoderMethod,
         DDPM,
         DiffusionCT,
+        Bridge,
     )
 }
 

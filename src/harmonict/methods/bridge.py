@@ -1,0 +1,424 @@
+"""Bridge (ours): from the filtered source to the target, on a path that a small network bends where filters fail.
+
+    idea                                                            here
+    start of the path: source times regularised ratio of MTFs       ratio_gain, Bridge._told, x_0
+    what no filter can know, by frequency                           free_share, epsilon
+    bridge x_t between x_0 and x_1 (Delbracio and Milanfar 2023;    Bridge.fit
+      Albergo et al. 2023), noise only within epsilon
+    conditional mean of x_1, nonlinear                              loss "bridge"
+    as much texture as the target has, in every octave and place    loss "texture"
+    few steps from t = 0 to t = 1                                   Bridge._walk
+Symbols: S, T the MTFs of source and target; G the gain; x_0 filtered source, x_1 target, x_t between them, x_hat_1 what
+the network thinks of x_1; n noise; epsilon(f) the share of a frequency that the network may change.
+
+Why so: where source and target agree by the coherence gamma, least error shrinks a frequency to gamma^2 of its power
+(too smooth), adding texture of its own brings the power back at an error of 2 (1 - gamma^2), and scaling up what is known
+at 2 (1 - gamma), which is less. So the path starts at the scaled source, and the loss asks for the error and the power
+at once. Where G <= 1 the source shows all that the target does: there epsilon is 0 and the filter stands alone, so that
+sharp -> soft is the filter's, and means (lung density, say) are the source's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+
+from harmonict.core import HarmonictError, ScanProtocol, Series
+from harmonict.data import About, Batch, Scan, SlicePairs
+from harmonict.nn.bridge_network import MULTIPLE, BridgeNetwork, band_powers, filtered
+from harmonict.nn.diffusion import Noise
+from harmonict.physics.kernel import Kernel, crossing
+from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf
+from harmonict.physics.nps import NoiseSpectrum, patient_nps
+from harmonict.sampling import SampledHarmonizer
+from harmonict.tiles import to_multiple
+from harmonict.train import Run
+from harmonict.window_training import WindowKind, WindowSettings, window_batches
+
+FLOOR = 0.05  # below this a measured MTF is mostly its own noise
+FINE_PER_MM = 0.0025  # step of the curves that filter: straight lines between 0.02 would leave ghosts at 50 mm
+TOLD_PER_MM = np.arange(1, 10) * 0.1  # where the network is told the MTFs
+TIMES = 3  # cosines of t that it is told
+NOISE_UNIT_HU = 20.0
+LOUDER = 1.25  # a filtered source may be so much noisier than the target before the network may denoise all of it
+SCALE_BATCHES = 32  # of one patch, that the unit is measured on
+EDGE_PX = 8  # of a patch, that do not count: mirrored borders reach in
+
+
+@dataclass(frozen=True)
+class Config:
+    """All ours. channels: at half size, twice as many at a quarter; blocks: of two convolutions, before, at and after
+    the quarter. start: where the path begins, "filter" (the regularised ratio of MTFs) or "source" (no filter at all,
+    and the network may change every frequency). gain_cap: highest gain of the filter.
+
+    texture: weight of the band powers beside the squared error, which counts in units of the filter's own. Above 2 power
+    comes before error (docs/methods/bridge.md). direct: share of the training at t = 0; the rest is between 0 and 1.
+    refilter: share of the training whose source is the target itself, filtered to the MTF of a source or one between
+    (or somewhat beyond); it needs no pair. mtf_noise: SD that is added to the MTFs that the network is told.
+    patch, batch, steps, rate: Adam's, falling to 0 along a half cosine.
+
+    steps_sampled: network evaluations along the path. temperature: strength of the noise that the path is given, 0 =
+    none (least error). samples: how many a spread is taken of; with temperature 0 a spread takes 1, and at least
+    4 steps. check_every: steps between two looks at the held-out patients. window: RadiomicGAN's window training.
+    """
+
+    channels: int = 64
+    blocks: int = 2
+    start: Literal["filter", "source"] = "filter"
+    gain_cap: float = 6.0
+    texture: float = 3.0
+    direct: float = 0.7
+    refilter: float = 0.25
+    mtf_noise: float = 0.01
+    patch: int = 128
+    batch: int = 16
+    steps: int = 40_000
+    rate: float = 5e-4
+    steps_sampled: int = 1
+    temperature: float = 0.0
+    samples: int = 8
+    check_every: int = 1000
+    window: WindowKind = "none"
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.blocks, self.check_every, self.steps_sampled) < 1:
+            raise ValueError("channels, blocks, check_every and steps_sampled must be at least 1")
+        if self.patch % MULTIPLE or self.patch < 4 * EDGE_PX:
+            raise ValueError(f"patch must be a multiple of {MULTIPLE} and at least {4 * EDGE_PX}, got {self.patch}")
+        if not (self.gain_cap >= 1 and self.rate > 0 and min(self.texture, self.mtf_noise, self.temperature) >= 0):
+            raise ValueError("gain_cap must be at least 1, rate above 0, texture, mtf_noise and temperature at least 0")
+        if not (0 <= self.direct <= 1 and 0 <= self.refilter <= 1):
+            raise ValueError("direct and refilter are shares: 0 to 1")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of each image of a batch: condition (b, k) without the time, curves gain and free (b, n) at
+    multiples of FINE_PER_MM, pixel_mm (b, 2)."""
+
+    condition: Tensor
+    gain: Tensor
+    free: Tensor
+    pixel_mm: Tensor
+
+
+class Bridge(SampledHarmonizer):
+    """A path from the filtered source to the target."""
+
+    name = "bridge"
+    Config = Config
+    changes = ("kernel", "iterative_strength", "ctdivol_mgy", "exposure_mas")
+    adjustable = ("steps_sampled", "temperature", "samples")
+    sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "full": {},
+        "compact": {
+            "channels": 32,
+            "blocks": 1,
+            "patch": 96,
+            "batch": 6,
+            "steps": 5000,
+            "rate": 2e-3,
+            "check_every": 250,
+        },
+    }
+    limits = (
+        "Texture beyond what the source passes is of the right strength, not of the right place: no proof of a lesion.",
+        "Learned in pixels: another pixel size than that of the training is another task.",
+    )
+    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
+    unit: Tensor  # (1,) HU: root mean square error of the filtered sources of the training
+    target_mtf: Tensor  # (64,) at FREQUENCIES_PER_MM: the median of the training's targets at their skin
+    target_noise_hu: Tensor  # (1,) their median noise SD; NaN where none shows uniform tissue
+    source_f50: Tensor  # (2,) lowest and highest f50 of the training's sources, 1/mm
+
+    def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
+        super().__init__(config, target=target)
+        self._build()
+        self.register_buffer("unit", torch.ones(1))
+        for name in ("pixel_mm", "target_mtf", "target_noise_hu", "source_f50"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
+
+    def _build(self) -> None:
+        c = self.config
+        self.network = BridgeNetwork(c.channels, c.blocks, 2 * len(TOLD_PER_MM) + 3 + TIMES)
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def fit(self, pairs: SlicePairs, run: Run | None = None) -> Self:
+        c, run = self.config, run or Run()
+        self.target, self.pixel_mm = pairs.target_protocol, torch.tensor(pairs.pixel_mm)
+        with run.seeded():
+            self._build()
+        self._measure(pairs, run)
+        unit = self.unit.to(run.device)
+        adam = torch.optim.Adam(self.network.parameters(), lr=c.rate)
+        rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: 0.5 + 0.5 * np.cos(np.pi * min(n / c.steps, 1.0)))
+        for batch in window_batches(
+            run,
+            pairs,
+            WindowSettings(c.window),
+            output=self._judged,
+            size=c.batch,
+            patch=c.patch,
+            steps=c.steps,
+            epoch_steps=c.check_every,
+            describe=self.describe,
+            network=self.network,
+            adam=adam,
+            rate=rate,
+        ):
+            source, about = self._refiltered(batch)
+            told = self._told(about, batch.source.device, generator=batch.generator)
+            x_0, x_1 = filtered(source, told.gain, FINE_PER_MM, told.pixel_mm), batch.target
+            t, n = _drawn(x_1.shape, c.direct, batch.generator)
+            n = unit * filtered(n.to(source.device), told.free, FINE_PER_MM, told.pixel_mm)
+            t = t.to(source.device)
+            x_t = torch.lerp(x_0, x_1, t) + (t * (1 - t)).sqrt() * n
+            with run.inside():
+                x_hat_1 = self._estimate(x_t, x_0, source, t, told)
+            inner = np.s_[..., EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]
+            seen = batch.measured[inner]
+            texture = (band_powers(x_hat_1[inner]) - band_powers(x_1[inner])).abs()
+            losses = {
+                "bridge": (1.0, ((x_hat_1 - x_1)[inner][seen] / unit).square().mean()),
+                "texture": (c.texture, texture.mean()),
+            }
+            run.step(losses, adam)
+            rate.step()
+            run.check(pairs.held_out, self._judged)
+        self.card = run.card(pairs)
+        return self.eval()
+
+    def _measure(self, pairs: SlicePairs, run: Run) -> None:
+        """Before the first step: the targets' MTF and noise, the sources' range, and the filter's own error."""
+        sources, targets = pairs.scans
+        seen = [scan.read() for scan in targets]
+        self.target_mtf = torch.from_numpy(np.median([skin_air_mtf(series).kernel.mtf for series in seen], axis=0))
+        noise = [n.sd_hu for n in map(_noise, seen) if n is not None]
+        self.target_noise_hu = torch.tensor([np.median(noise) if noise else np.nan], dtype=torch.float64)
+        about = {id(scan): self.describe(scan.read()) for scan in sources}
+        f50 = [_f50(a.measured["source_mtf"]) for a in about.values()]
+        self.source_f50 = torch.tensor([min(f50), max(f50)], dtype=torch.float64)
+        squares = 0.0
+
+        def known(scan: Scan) -> About:
+            return about[id(scan)]
+
+        with torch.no_grad():
+            for n in range(SCALE_BATCHES):
+                seed = (run.seed, 2**31 + 1, n)
+                batch = pairs.batch(seed, size=1, patch=self.config.patch, augment=False, describe=known)
+                told = self._told(batch.about, batch.source.device)
+                error = filtered(batch.source, told.gain, FINE_PER_MM, told.pixel_mm) - batch.target
+                squares += float(error[batch.measured].square().mean()) / SCALE_BATCHES
+        self.unit = torch.tensor([max(squares, 1.0) ** 0.5])
+
+    def _refiltered(self, batch: Batch) -> tuple[Tensor, tuple[About, ...]]:
+        """The batch's sources and what is known of them; some of them made from the target, (S / T)^a of it."""
+        source, about = batch.source.clone(), list(batch.about)
+        target_mtf = clean_tail(self.target_mtf.cpu().numpy())
+        draws = torch.rand(len(source), 2, generator=batch.generator).tolist()
+        for k, (chance, power) in enumerate(draws):
+            ratio = (clean_tail(about[k].measured["source_mtf"]) / target_mtf) ** (1.2 * power)
+            if chance >= self.config.refilter or ratio.max() > 1.1:  # a sharper source is not in the target
+                continue
+            mtf = target_mtf * ratio
+            pixel_mm = torch.tensor([about[k].pixel_mm], device=source.device)
+            one = filtered(batch.target[k : k + 1], _fine(ratio, source.device), FINE_PER_MM, pixel_mm)
+            source[k : k + 1] = one.round()  # as a file keeps it
+            about[k] = self._known(replace(about[k], measured={"source_mtf": mtf}), None)
+        return source, tuple(about)
+
+    # -- what is known of a source -------------------------------------------------------------------------------------
+
+    def describe(self, series: Series, *, source_mtf: Kernel | None = None) -> About:
+        """The source's MTF, given or measured at its own skin, and its noise; with them the filters for it.
+
+        Raises HarmonictError for a series that shows no clean skin beside air, where no MTF is given.
+        """
+        about = super().describe(series)
+        if source_mtf is not None:
+            mtf = source_mtf.at(FREQUENCIES_PER_MM)
+        else:
+            try:
+                mtf = skin_air_mtf(series).kernel.mtf
+            except HarmonictError:
+                raise HarmonictError(
+                    f"{series.name or 'series'}: no clean border between skin and air to measure the MTF at; give it "
+                    "as a file with --source-mtf FILE"
+                ) from None
+        about = replace(about, measured={"source_mtf": np.asarray(mtf, np.float64)})
+        if not len(self.target_mtf):
+            return about
+        return self._known(about, _noise(series))
+
+    def _known(self, about: About, noise: NoiseSpectrum | None) -> About:
+        mtf = about.measured["source_mtf"]
+        target, target_noise = self.target_mtf.cpu().numpy(), float(self.target_noise_hu)
+        gain = ratio_gain(mtf, target, gain_cap=self.config.gain_cap)
+        louder = 0.0 if noise is None or np.isnan(target_noise) else _noise_after(noise, gain) / target_noise
+        free = free_share(gain, louder)
+        if self.config.start == "source":
+            gain, free = np.ones_like(gain), np.ones_like(gain)
+        measured = {
+            "source_mtf": mtf,
+            "source_noise_hu": np.array([np.nan if noise is None else noise.sd_hu]),
+            "gain": gain,
+            "free": free,
+        }
+        outside = about.outside
+        if len(self.source_f50):
+            low, high = self.source_f50.tolist()
+            if not 0.85 * low <= _f50(mtf) <= 1.15 * high:
+                outside += (f"trained on sources with f50 {low:.2f} to {high:.2f}/mm, this one has {_f50(mtf):.2f}/mm",)
+        return replace(about, measured=measured, outside=outside)
+
+    def _told(
+        self, about: tuple[About, ...], device: torch.device, *, generator: torch.Generator | None = None
+    ) -> Told:
+        """generator: of a training, where the MTFs that the network is told are made less sure."""
+        both = np.stack([np.stack([a.measured["source_mtf"], self.target_mtf.cpu().numpy()]) for a in about])
+        places = np.searchsorted(FREQUENCIES_PER_MM, TOLD_PER_MM - 1e-9)
+        mtfs = torch.from_numpy(both[:, :, places].clip(0, 2).astype(np.float32)).flatten(1)
+        if generator is not None:
+            mtfs = mtfs + self.config.mtf_noise * torch.randn(mtfs.shape, generator=generator)
+        sds = np.array([[float(a.measured["source_noise_hu"][0]), float(self.target_noise_hu)] for a in about])
+        logs = np.nan_to_num(np.log(np.maximum(sds, 1.0) / NOISE_UNIT_HU))  # unknown noise is the usual noise
+        pixels = np.array([a.pixel_mm for a in about])
+        rest = np.concatenate([logs, np.log(pixels.mean(1, keepdims=True))], axis=1).astype(np.float32)
+        return Told(
+            torch.cat([mtfs, torch.from_numpy(rest)], dim=1).to(device),
+            *(torch.cat([_fine(a.measured[name], device) for a in about]) for name in ("gain", "free")),
+            torch.from_numpy(pixels.astype(np.float32)).to(device),
+        )
+
+    # -- the path ------------------------------------------------------------------------------------------------------
+
+    def draw(self, x: Tensor, target: ScanProtocol, about: About, noise: Noise) -> Tensor:
+        if not len(self.pixel_mm):
+            raise HarmonictError("bridge has no weights yet: `harmonict fit bridge --out MODEL ...`, then --model")
+        if not self.target.matches(target):
+            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        told = self._told((about,), x.device)
+        return to_multiple(x, MULTIPLE, lambda hu: self._walk(hu, told, noise))
+
+    def _walk(self, source: Tensor, told: Told, noise: Noise) -> Tensor:
+        """From x_0 to x_1 in equal steps. Noise comes in at the first; from then on it is what of x_t is neither x_0
+        nor what the network thinks x_1 is, as in DDIM (Song et al. 2021)."""
+        c = self.config
+        x_0 = filtered(source, told.gain, FINE_PER_MM, told.pixel_mm)
+        n = torch.zeros_like(x_0)
+        if c.temperature > 0 and c.steps_sampled > 1:
+            field = noise.field(0, x_0.shape[1:]).to(x_0)
+            n = c.temperature * self.unit * filtered(field, told.free, FINE_PER_MM, told.pixel_mm)
+        x_t, t = x_0, 0.0
+        for step in range(1, c.steps_sampled + 1):
+            x_hat_1 = self._estimate(x_t, x_0, source, torch.full((len(x_0), 1, 1, 1), t, device=x_0.device), told)
+            if t > 0:
+                n = (x_t - torch.lerp(x_0, x_hat_1, t)) / (t * (1 - t)) ** 0.5
+            t = step / c.steps_sampled
+            x_t = torch.lerp(x_0, x_hat_1, t) + (t * (1 - t)) ** 0.5 * n
+        return x_t
+
+    def _estimate(self, x_t: Tensor, x_0: Tensor, source: Tensor, t: Tensor, told: Told) -> Tensor:
+        """x_hat_1 (b, 1, h, w): x_0, changed where no filter knows."""
+        time = torch.cat([torch.cos(np.pi * k * t[:, :, 0, 0]) for k in range(1, TIMES + 1)], dim=1)
+        change = self.network(torch.cat([x_t, x_0, source], dim=1), torch.cat([told.condition, time], dim=1))
+        return x_0 + filtered(self.unit.to(x_0) * change, told.free, FINE_PER_MM, told.pixel_mm)
+
+    def _judged(self, batch: Batch) -> Tensor:
+        told = self._told(batch.about, batch.source.device)
+        return to_multiple(batch.source, MULTIPLE, lambda hu: self._walk(hu, told, Noise()))
+
+    def spread(self, series: Series, target: ScanProtocol | None = None, *, about: About | None = None) -> Series:
+        """See SampledHarmonizer. A path without noise has no spread: then that of temperature 1 in 4 steps is taken."""
+        if self.config.temperature > 0 and self.config.steps_sampled > 1:
+            return super().spread(series, target, about=about)
+        noisy = copy(self)
+        steps = max(self.config.steps_sampled, 4)
+        noisy.config = replace(self.config, temperature=self.config.temperature or 1.0, steps_sampled=steps)
+        return noisy.spread(series, target, about=about)
+
+
+# -- two curves from two MTFs ------------------------------------------------------------------------------------------
+
+
+def ratio_gain(source_mtf: np.ndarray, target_mtf: np.ndarray, *, gain_cap: float) -> np.ndarray:
+    """G at FREQUENCIES_PER_MM: T / S, at most `gain_cap`.
+
+    Where S is under FLOOR, the source does not say what S is: there G is held if it sharpens, and falls no more slowly
+    than it did if it smooths.
+    """
+    source, target = clean_tail(source_mtf), clean_tail(target_mtf)
+    gain = target / source
+    lost = np.nonzero(source < FLOOR)[0]
+    if len(lost):
+        first = lost[0]
+        gain[first:] = gain[first] if gain[first] >= 1 else np.minimum(gain[first:], gain[first])
+    return np.minimum(gain, gain_cap)
+
+
+def clean_tail(mtf: np.ndarray) -> np.ndarray:
+    """A measured MTF whose tail, from the first value under FLOOR on, goes on as the Gaussian of the fall before it:
+    above 0 everywhere."""
+    below = np.nonzero(mtf < FLOOR)[0]
+    if not len(below):
+        return mtf.copy()
+    f, end = FREQUENCIES_PER_MM, max(int(below[0]), 1)
+    half = min(int(np.argmax(mtf < 0.5)), end - 1)
+    fall = slice(half, end + 1)
+    slope = np.polyfit(f[fall] ** 2, np.log(np.maximum(mtf[fall], FLOOR / 2)), 1)[0]
+    out = mtf.copy()
+    out[end:] = mtf[end - 1] * np.exp(min(slope, -1.0) * (f[end:] ** 2 - f[end - 1] ** 2))
+    return np.maximum(out, 1e-6)
+
+
+def free_share(gain: np.ndarray, louder: float) -> np.ndarray:
+    """epsilon at FREQUENCIES_PER_MM: the share of each frequency that the network may change.
+
+    1 - 1 / G^2 where the filter amplifies, 0 where it does not. louder: noise SD of the filtered source over that of
+    the target; above LOUDER some of every frequency but the lowest is noise, and the network may take it away.
+    """
+    amplified = 1 - 1 / np.maximum(gain, 1.0) ** 2
+    noise = max(0.0, 1 - (LOUDER / louder) ** 2) if louder > 0 else 0.0
+    return np.maximum(amplified, noise * -np.expm1(-((FREQUENCIES_PER_MM / 0.05) ** 2)))
+
+
+def _noise_after(noise: NoiseSpectrum, gain: np.ndarray) -> float:
+    """Noise SD in HU after the filter."""
+    f = noise.frequency_per_mm
+    power = f * noise.nps_hu2_mm2
+    after = power * np.interp(f, FREQUENCIES_PER_MM, gain) ** 2
+    return noise.sd_hu * float(np.sqrt(np.trapezoid(after, f) / max(np.trapezoid(power, f), 1e-9)))
+
+
+def _noise(series: Series) -> NoiseSpectrum | None:
+    try:
+        return patient_nps(series)
+    except HarmonictError:  # no uniform tissue
+        return None
+
+
+def _f50(mtf: np.ndarray) -> float:
+    f50 = crossing(FREQUENCIES_PER_MM, mtf, 0.5)
+    return float(FREQUENCIES_PER_MM[-1]) if np.isnan(f50) else f50
+
+
+def _fine(curve: np.ndarray, device: torch.device) -> Tensor:
+    """(1, n) at multiples of FINE_PER_MM."""
+    f = np.arange(0, FREQUENCIES_PER_MM[-1], FINE_PER_MM)
+    return torch.from_numpy(PchipInterpolator(FREQUENCIES_PER_MM, curve)(f).astype(np.float32)[None]).to(device)
+
+
+def _drawn(shape: torch.Size, direct: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """t (b, 1, 1, 1) of a training step, and white noise."""
+    t = torch.rand(shape[0], 2, generator=generator)
+    t = torch.where(t[:, 0] < direct, 0.0, t[:, 1])
+    return t[:, None, None, None], torch.randn(shape, generator=generator)
