@@ -101,7 +101,7 @@ class GANai(Harmonizer):
             "discriminators": 1,
             "batch": 4,
             "steps": 2000,
-            "rate": 1e-3,
+            "rate": 4e-4,
             "t_max": 40,
             "check_every": 200,
         },

@@ -189,7 +189,7 @@ class STANCT(Harmonizer):
             "resize_crops": False,
             "batch": 4,
             "steps": 1800,
-            "rate": 1e-3,
+            "rate": 4e-4,
             "t_max": 20,
             "check_every": 200,
             "units": "none",
