@@ -150,7 +150,7 @@ def test_sampling_is_adjusted_after_training_and_nothing_else_is(model, tmp_path
     for settings, words in (
         ({"steps_sampled": "0"}, "steps_sampled must be at least 1, got 0"),
         ({"steps_sampled": "-3"}, "steps_sampled must be at least 1, got -3"),
-        ({"steps_sampled": "7"}, "must divide the 100 steps that were trained, got 7; near it: 4, 5, 10"),
+        ({"steps_sampled": "7"}, "of ddpm must divide the 100 steps that were trained, got 7; near it: 4, 5, 10"),
         ({"patch": "64"}, "keeps the patch that it was fitted with; free: steps_sampled"),
     ):
         with pytest.raises(HarmonictError, match=words):

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 
 from harmonict import __version__
+from harmonict.abstention import looks, trained_side
+from harmonict.abstention import outside as outside_training
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.cohort import cohort_table, read_cohort, write_cohort
 from harmonict.core.files import write_whole
@@ -23,13 +25,14 @@ from harmonict.core.resample import resample_plane
 from harmonict.dicom.inventory import FoundSeries, find_series
 from harmonict.dicom.masks import mask_references, write_masks
 from harmonict.dicom.write import Derivation, derived_series_uid, stale_temporaries, write_series
+from harmonict.fidelity import check_fidelity
 from harmonict.harmonizer import About, Harmonizer, in_trained_pixels, on_own_grid
 from harmonict.methods import load_model
 from harmonict.physics.kernel import Kernel, crossing
 from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf
 from harmonict.physics.nps import uniform_noise_sd
 from harmonict.scale import map_series
-from harmonict.volumes import write_volume
+from harmonict.volumes import volume_stem, write_volume
 
 SPREAD_WORDS = "pixels hold the standard deviation of several samples in HU"
 QC_FILE = "qc.json"  # beside cohort.csv, so that a run that goes on knows what the earlier one told
@@ -48,6 +51,7 @@ class Task:
     masks: tuple[Path, ...]
     resample: bool
     strict: bool
+    residuals: Path | None  # where the residual maps of the fidelity check go; None: it is not wanted
     key: str
     uncertainty: bool = False
 
@@ -140,14 +144,25 @@ def harmonize_one(task: Task) -> dict[str, Any]:
     qc: dict[str, Any] = {}
     work = in_trained_pixels(model, series) if task.resample else series
     about = model.describe(work, source_mtf=task.source_mtf)
-    if task.strict and about.outside:
-        raise HarmonictError(f"outside what the model was trained on: {'; '.join(about.outside)} (--strict refuses it)")
+    source_f50, source_noise = _measure(lambda: _source_f50(series, about)), _measure(lambda: uniform_noise_sd(series))
+    trained = trained_side(model)
+    outside = about.outside
+    if trained:
+        seen = looks(series, f50_per_mm=source_f50, noise_hu=source_noise)
+        outside = (*outside, *outside_training(seen, trained))
+        qc["training"] = {"outside": outside, "measured": vars(seen), "trained_on": trained}
+    if task.strict and outside:
+        raise HarmonictError(f"outside what the model was trained on: {'; '.join(outside)} (--strict refuses it)")
     result = model.harmonize(work, about=about, qc=qc)
     resampled = ""
     if work is not series:
         result = on_own_grid(model, series, work, result)
         resampled = f"translated in pixels of {work.pixel_mm[1]:.3g} mm, its own are of {series.pixel_mm[1]:.3g} mm"
-    notes = (*about.outside, about.note, resampled, *qc.get("notes", ()))
+    f50 = _measure(lambda: skin_air_mtf(result).f50_per_mm)
+    checked = ""
+    if task.residuals is not None:
+        qc["fidelity"], checked = _fidelity(task, model, series, result, (source_f50, f50))
+    notes = (*outside, about.note, resampled, checked, *qc.get("notes", ()))
     row = task.found.row()
     row |= {
         "role": "derived",
@@ -159,9 +174,9 @@ def harmonize_one(task: Task) -> dict[str, Any]:
         "reason": "; ".join(dict.fromkeys(filter(None, notes))),
         "source_kernel": series.protocol.kernel,
         **_change(series, result),
-        "source_f50_per_mm": _measure(lambda: _source_f50(series, about)),
-        "f50_per_mm": _measure(lambda: skin_air_mtf(result).f50_per_mm),
-        "source_noise_hu": _measure(lambda: uniform_noise_sd(series)),
+        "source_f50_per_mm": source_f50,
+        "f50_per_mm": f50,
+        "source_noise_hu": source_noise,
         "noise_hu": _measure(lambda: uniform_noise_sd(result)),
     }
     if task.found.format == "dicom":
@@ -173,8 +188,9 @@ def harmonize_one(task: Task) -> dict[str, Any]:
         if task.uncertainty:
             second = derivation_of(model, about, "; ".join(filter(None, (resampled, SPREAD_WORDS))))
             second = replace(second, target=f"uncertainty of {second.target}")
-            row["uncertainty"] = str(folder.with_name(f"{folder.name}-uncertainty"))
-            write_series(_spread(model, series, work, about), Path(row["uncertainty"]), second)
+            beside = folder.with_name(f"{folder.name}-uncertainty")
+            write_series(_spread(model, series, work, about), beside, second)
+            row["uncertainty"] = str(beside)
         if task.masks:
             written = write_masks(task.masks, series, folder, folder.with_name(f"{folder.name}-masks"))
             row["masks"] = ";".join(str(f) for f in written)
@@ -184,8 +200,9 @@ def harmonize_one(task: Task) -> dict[str, Any]:
         write_volume(result, target)
         row |= {"path": str(target), "series": target.name}
         if task.uncertainty:
-            row["uncertainty"] = str(target.with_name(f"uncertainty-{target.name}"))
-            write_volume(_spread(model, series, work, about), Path(row["uncertainty"]))
+            beside = target.with_name(f"uncertainty-{target.name}")
+            write_volume(_spread(model, series, work, about), beside)
+            row["uncertainty"] = str(beside)
     return row | {"qc": plain(qc)}
 
 
@@ -199,6 +216,23 @@ def _spread(model: Harmonizer, series: Series, work: Series, about: About) -> Se
     if series.padding is not None:
         hu[series.padding] = series.hu[series.padding]
     return series.with_hu(hu, protocol=spread.protocol)
+
+
+def _fidelity(
+    task: Task, model: Harmonizer, series: Series, result: Series, f50_per_mm: tuple[float, float]
+) -> tuple[dict[str, Any], str]:
+    """What the fidelity check found, for the report, and a line for the user; its residual map is written."""
+    assert task.residuals is not None
+    band = float(np.nanmin(f50_per_mm)) if np.isfinite(f50_per_mm).any() else None
+    try:
+        found = check_fidelity(series, result, band_per_mm=band, window_hu=model.window_hu)
+    except HarmonictError as error:
+        return {"not_checked": str(error)}, f"fidelity to the source not checked: {error}"
+    stem = _safe(series.patient or volume_stem(task.found.paths[0]))
+    place = task.residuals / f"{stem}-{task.key[:8]}.nii.gz"
+    task.residuals.mkdir(parents=True, exist_ok=True)
+    write_volume(replace(series, hu=found.residual_hu, padding=None, source=None), place)
+    return {**found.as_dict(), "residual": str(place)}, found.note()
 
 
 def derivation_of(model: Harmonizer, about: About, further: str = "") -> Derivation:

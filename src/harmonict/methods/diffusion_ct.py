@@ -14,7 +14,7 @@ is predicted of it in the formula: the formula. 4. The latent of a patch of `pat
 place by place, row by row; the 1-D U-Net goes along the places. A slice is cut into such patches, without overlap,
 and its latents are drawn together, so no seam is decoded. 5. Latents are brought to mean 0 and SD 1 a channel, and
 what is sampled stays within the range of those of the training: the decoder has seen no others. 6. `compact` samples
-by DDIM in few steps.
+in few steps.
 What passes through the latent limits the result: the figures of the first loop in the model
 card are of target images rebuilt from their own latents, which no translation can surpass.
 """
@@ -45,7 +45,7 @@ PREDICTS: Predicts = "noise"
 STATISTICS_BATCHES = 64  # that mean, SD and range of the latents are taken of
 LOOKED_AT_SLICES = 8  # of a series, evenly spaced: their latents are compared with those of the training
 OUTSIDE_SHARE = 0.01  # of a series' latent values outside the range of the training: more is said
-CHECK_STEPS = 20  # of the sampler when a training is judged
+CHECK_STEPS = 8  # of the sampler when a training is judged
 SHARE, FURTHEST = "latent values outside", "furthest outside, SD"
 
 
@@ -56,9 +56,9 @@ class Config:
 
     feature_weights, feature_width, width, patch, batch, rate_end, check_every: see `encoder-decoder`. widths:
     channels of the 1-D U-Net at each of its sizes; blocks: residual blocks at each; batch_diffusion: not given.
-    steps_noise (T): Ho et al. steps_sampled, sampler: "ddpm" through all steps is Ho's; "ddim" takes few. samples:
-    how many a spread is taken of (ours). l1: weight of the L1 loss, not given. rate_diffusion: Adam's in the second
-    phase. window: RadiomicGAN's window training, of the second phase.
+    steps_noise (T): Ho et al. steps_sampled, sampler: "ddpm" through all steps is Ho's; "dpm" and "ddim" take few.
+    samples: how many a spread is taken of (ours). l1: weight of the L1 loss, not given. rate_diffusion: Adam's in the
+    second phase. window: RadiomicGAN's window training, of the second phase.
     """
 
     feature_weights: str = "imagenet"
@@ -89,7 +89,7 @@ class Config:
             raise ValueError("widths, blocks and check_every must be at least 1")
         if not (self.rate > 0 and self.rate_diffusion > 0 and 0 < self.rate_end <= 1):
             raise ValueError("rates must be above 0 and rate_end in (0, 1]")
-        check_steps(self.steps_sampled, self.steps_noise)
+        check_steps(self.steps_sampled, self.steps_noise, self.sampler)
 
 
 class DiffusionCT(SampledHarmonizer):
@@ -115,8 +115,8 @@ class DiffusionCT(SampledHarmonizer):
             "batch_diffusion": 16,
             "steps_diffusion": 2500,
             "rate_diffusion": 1e-3,
-            "steps_sampled": 50,
-            "sampler": "ddim",
+            "steps_sampled": 20,
+            "sampler": "dpm",
         },
     }
     limits = (
@@ -224,8 +224,8 @@ class DiffusionCT(SampledHarmonizer):
 
     def _judged(self, batch: Batch) -> Tensor:
         c = self.config
-        steps = next(n for n in range(min(CHECK_STEPS, c.steps_sampled), 0, -1) if c.steps_noise % n == 0)
-        images = [self._synthesize(x[None], Noise(), "ddim", steps) for x in batch.source]
+        steps = min(CHECK_STEPS, c.steps_sampled)
+        images = [self._synthesize(x[None], Noise(), "dpm", steps) for x in batch.source]
         return torch.cat(images)
 
     # -- latents -------------------------------------------------------------------------------------------------------

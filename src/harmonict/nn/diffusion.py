@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Sampler = Literal["ddpm", "ddim"]
+Sampler = Literal["ddpm", "ddim", "dpm"]
 Predicts = Literal["noise", "velocity"]
 NOISE_BLOCK_PX = 64  # noise is drawn in squares of so many pixels, each from its own counter
 _PREDICTION_TYPE = {"noise": "epsilon", "velocity": "v_prediction"}
@@ -27,17 +27,21 @@ _PREDICTION_TYPE = {"noise": "epsilon", "velocity": "v_prediction"}
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
-def check_steps(steps_sampled: int, steps_noise: int) -> None:
+def check_steps(steps_sampled: int, steps_noise: int, sampler: Sampler) -> None:
     """Raise ValueError, in words for a user, where a sampler cannot go through `steps_noise` in `steps_sampled`."""
     if steps_noise < 1:
         raise ValueError(f"steps_noise must be at least 1, got {steps_noise}")
     if steps_sampled < 1:
         raise ValueError(f"steps_sampled must be at least 1, got {steps_sampled}")
-    if steps_noise % steps_sampled:
+    if steps_sampled > steps_noise:
+        raise ValueError(
+            f"steps_sampled must be at most the {steps_noise} steps that were trained, got {steps_sampled}"
+        )
+    if steps_noise % steps_sampled and sampler != "dpm":
         known = [n for n in range(1, steps_noise + 1) if steps_noise % n == 0]
         near = sorted(sorted(known, key=lambda n: abs(math.log(n / steps_sampled)))[:3])
         raise ValueError(
-            f"steps_sampled must divide the {steps_noise} steps that were trained, got {steps_sampled}; "
+            f"steps_sampled of {sampler} must divide the {steps_noise} steps that were trained, got {steps_sampled}; "
             f"near it: {', '.join(map(str, near))}"
         )
 
@@ -138,22 +142,52 @@ def sample(
     """x_0 from noise. predict: (x_t, t (b,)) -> what the network was trained to say. draw: n -> the n-th noise field,
     in the shape of x_0, on its device; n = 0 is x_T.
 
-    sampler: "ddim" (Song et al., ICLR 2021, eta 0: noise once, at the start) or "ddpm" (Ho et al.: noise at every
-    step). steps: every (steps_noise / steps)-th step is taken, the last of them first; must divide steps_noise.
+    sampler: "ddpm" (Ho et al.: noise at every step), "ddim" (Song et al., ICLR 2021, eta 0: noise once, at the start)
+    or "dpm" (DPM-Solver++ 2M, Lu et al. 2022: as DDIM, of second order, at times spread evenly over the logarithm of
+    the signal to noise). steps: the first two take every (steps_noise / steps)-th, so it must divide steps_noise.
     """
-    check_steps(steps, steps_noise)
+    check_steps(steps, steps_noise, sampler)
     ddim = schedule(steps_noise, predicts, clip)
     ddim.num_inference_steps = steps  # its own choice of times does not agree with the stride that its step takes
-    stride = steps_noise // steps
-    x = draw(0)
-    for n, t in enumerate(range(steps_noise - 1, -1, -stride)):
+    times = log_snr_times(steps_noise, steps) if sampler == "dpm" else _even_times(steps_noise, steps)
+    left = ddim.alphas_cumprod
+    x, before = draw(0), None
+    for n, (t, previous) in enumerate(pairwise([*times, -1])):
         output = predict(x, torch.full((len(x),), t, device=x.device))
         x_previous, x_0 = ddim.step(output.float(), t, x)
-        if sampler == "ddim" or t - stride < 0:
+        if previous < 0:
+            return x_0
+        if sampler == "ddim":
             x = x_previous
+        elif sampler == "ddpm":
+            x = posterior(ddim, x_0, x, t, previous, draw(n + 1))
         else:
-            x = posterior(ddim, x_0, x, t, t - stride, draw(n + 1))
-    return x
+            a_t, a_p = float(left[t]), float(left[previous])
+            guess = x_0
+            if before is not None:
+                ratio = (_log_snr(a_p) - _log_snr(a_t)) / (_log_snr(a_t) - before[1])
+                guess = x_0 + ratio / 2 * (x_0 - before[0])
+            before = x_0, _log_snr(a_t)
+            eps = (x - math.sqrt(a_t) * guess) / math.sqrt(1 - a_t)
+            x = math.sqrt(a_p) * guess + math.sqrt(1 - a_p) * eps
+    raise AssertionError("a schedule has at least one step")
+
+
+def log_snr_times(steps_noise: int, steps: int) -> list[int]:
+    """From the last time to the first, evenly over the logarithm of the signal to noise; where two fall on the same of
+    the trained times, it is taken once."""
+    left = schedule(steps_noise).alphas_cumprod.double()
+    values = np.array([_log_snr(float(a)) for a in left])
+    wanted = np.linspace(values[-1], values[0], steps)
+    return sorted({int(np.abs(values - value).argmin()) for value in wanted}, reverse=True)
+
+
+def _even_times(steps_noise: int, steps: int) -> list[int]:
+    return list(range(steps_noise - 1, -1, -(steps_noise // steps)))
+
+
+def _log_snr(left: float) -> float:
+    return 0.5 * math.log(left / (1 - left))
 
 
 def posterior(scheduler: Any, x_0: Tensor, x_t: Tensor, t: int, previous: int, eps: Tensor) -> Tensor:
