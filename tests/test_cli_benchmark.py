@@ -33,8 +33,8 @@ def test_one_model_of_a_plan_is_done_and_the_rest_waits(run, trial, tmp_path):
     [
         (('"cohort.csv"', '"nowhere.csv"'), [], "no cohort table at"),
         (('target = "Bl64"', 'target = "B99"'), [], "no test series of Br40, Bl57 with a target B99"),
-        (("rois = 8", 'tumour = "nobody"'), [], "no test series with a nodule"),
-        (("rois = 8", "rois = 8"), ["--only", "nobody"], "the plan has no model 'nobody'"),
+        (("rois = 3", 'tumour = "nobody"'), [], "no test series with a nodule"),
+        (("slices = 3", "slices = 3"), ["--only", "nobody"], "the plan has no model 'nobody'"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(run, trial, tmp_path, change, options, words):

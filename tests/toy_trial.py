@@ -21,7 +21,7 @@ PLAN = """
 trial = "cohort.csv"
 target = "Bl64"
 sources = ["Br40", "Bl57"]
-rois = 8
+rois = 3
 slices = 3
 
 [[model]]
