@@ -12,10 +12,10 @@ Symbols: S, T the MTFs of source and target; G the gain; x_0 filtered source, x_
 the network thinks of x_1; n noise; epsilon(f) the share of a frequency that the network may change.
 
 Why so: where source and target agree by the coherence gamma, least error shrinks a frequency to gamma^2 of its power
-(too smooth), adding texture of its own brings the power back at an error of 2 (1 - gamma^2), and scaling up what is known
-at 2 (1 - gamma), which is less. So the path starts at the scaled source, and the loss asks for the error and the power
-at once. Where G <= 1 the source shows all that the target does: there epsilon is 0 and the filter stands alone, so that
-sharp -> soft is the filter's, and means (lung density, say) are the source's.
+(too smooth), adding texture of its own brings the power back at an error of 2 (1 - gamma^2), and scaling up what is
+known at 2 (1 - gamma), which is less. So the path starts at the scaled source, and the loss asks for the error and the
+power at once. Where G <= 1 the source shows all that the target does: there epsilon is 0 and the filter stands alone,
+so that sharp -> soft is the filter's, and means (lung density, say) are the source's.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Config:
     the quarter. start: where the path begins, "filter" (the regularised ratio of MTFs) or "source" (no filter at all,
     and the network may change every frequency). gain_cap: highest gain of the filter.
 
-    texture: weight of the band powers beside the squared error, which counts in units of the filter's own. Above 2 power
-    comes before error (docs/methods/bridge.md). direct: share of the training at t = 0; the rest is between 0 and 1.
-    refilter: share of the training whose source is the target itself, filtered to the MTF of a source or one between
+    texture: weight of the band powers beside the squared error, which counts in units of the filter's own. Above 2
+    power comes before error (docs/methods/bridge.md). direct: share of the training at t = 0; the rest lies between 0
+    and 1. refilter: share of the training whose source is the target itself, filtered to the MTF of a source or one between
     (or somewhat beyond); it needs no pair. mtf_noise: SD that is added to the MTFs that the network is told.
     patch, batch, steps, rate: Adam's, falling to 0 along a half cosine.
 
@@ -294,9 +294,10 @@ class Bridge(SampledHarmonizer):
         pixels = np.array([a.pixel_mm for a in about])
         rest = np.concatenate([logs, np.log(pixels.mean(1, keepdims=True))], axis=1).astype(np.float32)
         return Told(
-            torch.cat([mtfs, torch.from_numpy(rest)], dim=1).to(device),
-            *(torch.cat([_fine(a.measured[name], device) for a in about]) for name in ("gain", "free")),
-            torch.from_numpy(pixels.astype(np.float32)).to(device),
+            condition=torch.cat([mtfs, torch.from_numpy(rest)], dim=1).to(device),
+            gain=torch.cat([_fine(a.measured["gain"], device) for a in about]),
+            free=torch.cat([_fine(a.measured["free"], device) for a in about]),
+            pixel_mm=torch.from_numpy(pixels.astype(np.float32)).to(device),
         )
 
     # -- the path ------------------------------------------------------------------------------------------------------
