@@ -6,8 +6,8 @@ harmonict fit stan-ct --size compact --cohort kt/cohort.csv --target-protocol Bl
 python examples/stan_ct_figures.py --log model.run/log.csv --figure-5 latent.png
 
 Figure 3: an iteration of the paper is a round of its alternative training; here it is `--steps` steps of it. The same
-seed gives the same batches, so training anew for one, two, three and four iterations shows one training at four points. The
-error is that of the held-out patients' slices (eq 8), mean over slices; iteration 0 is the source as it is.
+seed gives the same batches, so training anew for one, two, three and four iterations shows one training at four points.
+The error is that of the held-out patients' slices (eq 8), mean over slices; iteration 0 is the source as it is.
 """
 
 from __future__ import annotations
