@@ -89,7 +89,7 @@ class DDPM(SampledHarmonizer):
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
-            "widths": (16, 32, 64),
+            "widths": (12, 32, 64),
             "blocks": 1,
             "residual": True,
             "predicts": "velocity",
