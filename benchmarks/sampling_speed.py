@@ -3,9 +3,9 @@
     python benchmarks/sampling_speed.py --model MODEL --cohort kt/cohort.csv --target-protocol Bl64
         [--source-protocol Br40] [--peer DDPM_MODEL] [--patches 16] [--size 128] [--out curve.csv]
 
-MODEL: a trained `ddpm` or `diffusion-ct`; the peer is a trained `ddpm` (MODEL itself, if it is one) that goes through all
-its steps with the sampler `ddpm`. Patches of the patients that a training with the same --seed holds out, the same for
-all. CCC: mean over the tile features that trainings are judged by of their CCC over soft-tissue tiles. Times are
+MODEL: a trained `ddpm` or `diffusion-ct`; the peer is a trained `ddpm` (MODEL itself, if it is one) that goes through
+all its steps with the sampler `ddpm`. Patches of the patients that a training with the same --seed holds out, the same
+for all. CCC: mean over the tile features that trainings are judged by of their CCC over soft-tissue tiles. Times are
 medians, one patch at a time. Bound: the default steps of MODEL are at least 20 times as fast as the peer
 (R = peer / ours / 20), at a CCC less than 0.02 below the best of the curve.
 """
