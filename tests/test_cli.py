@@ -52,6 +52,21 @@ def test_json_is_json(run, images):
     assert {m["method"] for m in json.loads(run("methods", "--json")[1])} >= {"identity", "histogram", "mtf-ratio"}
 
 
+def test_methods_says_what_each_is_fitted_on_and_needs(run):
+    rows = {row["method"]: row for row in json.loads(run("methods", "--json")[1])}
+    assert rows["choe"]["fitted on"] == "pairs" and rows["choe"]["sizes"] == "paper, compact"
+    assert rows["cyclegan"]["fitted on"] == "unpaired images" and rows["histogram"]["fitted on"] == "target images"
+    assert rows["mtf-ratio"]["needs"] == "source MTF, measured or given"
+    assert rows["radiomic-gan"]["needs"] == "feature weights"
+
+
+def test_methods_shows_the_settings_of_one(run):
+    rows = {row["setting"]: row for row in json.loads(run("methods", "choe", "--json")[1])}
+    assert rows["channels"] == {"setting": "channels", "default": "64", "compact": "32"}
+    code, _, words = run("methods", "choo")
+    assert code == 2 and "no method 'choo'" in words
+
+
 def test_a_model_fitted_on_pairs_brings_the_images_closer(run, images, tmp_path):
     for fit in ("ratio", "wiener", "fir"):
         model = tmp_path / fit

@@ -237,6 +237,7 @@ def harmonize(
             masks=mask_places,
             resample=resample,
             strict=strict,
+            residuals=None if qc is None else qc.with_name(f"{qc.stem}-residual"),
             uncertainty=uncertainty,
             jobs=_jobs(jobs),
             progress=progress,
@@ -556,28 +557,52 @@ def benchmark(
         raise SystemExit(2 if (wanted["state"] == "failed").all() else 1)
 
 
-@app.command(epilog="Example: harmonict methods")
-def methods(as_json: AsJson = False) -> None:
-    """List the methods: paper, what they are fitted on, and their settings."""
+@app.command(epilog="Example: harmonict methods choe")
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="Show the settings of this one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods: paper, what they are fitted on, what else they need, sizes; or the settings of one.
+
+    A setting is changed with `--set KEY=VALUE`; the docstring of the method's file says where each comes from.
+    """
     import dataclasses
 
     import pandas as pd
 
-    from harmonict.methods import METHODS
+    from harmonict.methods import METHODS, get_method
 
-    rows = [
-        {
-            "method": name,
-            "paper": kind.paper,
-            "fitted on": {"none": "nothing", "paired": "pairs", "unpaired": "target images"}[kind.paired],
-            "works with --like": "yes" if "like" in vars(kind) else "",
-            "sizes": ", ".join(kind.sizes),
-            "settings": ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(kind.Config)),
-        }
-        for name, kind in METHODS.items()
-    ]
-    table = pd.DataFrame(rows)
+    if name is not None:
+        fields = dataclasses.fields(get_method(name).Config)
+        sizes = {"default": {}, **{size: values for size, values in get_method(name).sizes.items() if values}}
+        table = pd.DataFrame(
+            {
+                "setting": field.name,
+                **{size: str(values.get(field.name, field.default)) for size, values in sizes.items()},
+            }
+            for field in fields
+        )
+    else:
+        table = pd.DataFrame(_method_row(kind) for kind in METHODS.values())
     _print_json(table) if as_json else _print_table(table, list(table.columns))
+
+
+def _method_row(kind: Any) -> dict[str, str]:
+    trained = bool(kind.sizes)
+    fitted_on = {"none": "nothing", "paired": "pairs", "unpaired": "unpaired images" if trained else "target images"}
+    fields = vars(kind.Config)["__dataclass_fields__"]
+    needs = ["feature weights"] if "feature_weights" in fields else []
+    if kind.uses_source_mtf:
+        needs.append("source MTF, measured or given")
+    return {
+        "method": kind.name,
+        "paper": kind.paper,
+        "fitted on": fitted_on[kind.paired],
+        "works with --like": "yes" if "like" in vars(kind) else "",
+        "needs": ", ".join(needs),
+        "changes": ", ".join(kind.changes),
+        "sizes": ", ".join(kind.sizes),
+    }
 
 
 # -- shared by the commands ------------------------------------------------------------------------------------------

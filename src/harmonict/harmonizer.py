@@ -44,6 +44,7 @@ class Harmonizer(nn.Module):
     paper: ClassVar[str] = ""
     paired: ClassVar[str] = "paired"  # what `fit` learns from: "paired", "unpaired" or "none"
     Config: ClassVar[Any]
+    uses_source_mtf: ClassVar[bool] = False  # whether `describe` measures it or takes the user's
     changes: ClassVar[tuple[str, ...]] = ("kernel",)  # the fields of ScanProtocol that it translates
     window_hu: ClassVar[tuple[float, float] | None] = None  # outside of it the source's HU stay
     tile: ClassVar[int | None] = None  # the largest side in pixels that its network takes; larger slices go in tiles
@@ -88,6 +89,11 @@ class Harmonizer(nn.Module):
         if trained is None or np.allclose(series.pixel_mm, trained, rtol=PIXEL_TOLERANCE):
             return ()
         return (f"trained on pixels of {trained[1]:.3g} mm, these are of {series.pixel_mm[1]:.3g} mm",)
+
+    @property
+    def trained_side(self) -> str:
+        """Which images of the training are like those to translate: "target" in a model that was turned round."""
+        return "source"
 
     @property
     def trained_pixel_mm(self) -> tuple[float, float] | None:

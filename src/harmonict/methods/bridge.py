@@ -60,9 +60,11 @@ class Config:
 
     texture: weight of the band powers beside the squared error, which counts in units of the filter's own. Above 2
     power comes before error (docs/methods/bridge.md). direct: share of the training at t = 0; the rest lies between 0
-    and 1. refilter: share of the training whose source is the target itself, filtered to the MTF of a source or one between
-    (or somewhat beyond); it needs no pair. mtf_noise: SD that is added to the MTFs that the network is told.
-    patch, batch, steps, rate: Adam's, falling to 0 along a half cosine.
+    and 1. refilter: share of the training whose source is the target itself, filtered to the MTF of a source or one
+    between (or somewhat beyond); it needs no pair. mtf_noise: SD that is added to the MTFs that the network is told.
+    source_noise_hu: white noise of an SD between 0 and this, smaller ones more often, is added to the sources, for real
+    files lose more of the highest frequencies (rounding, compression, interpolation) than simulated ones.
+    patch, batch, steps, rate: Adam's highest; it falls to 0 along a half cosine.
 
     steps_sampled: network evaluations along the path. temperature: strength of the noise that the path is given, 0 =
     none (least error). samples: how many a spread is taken of; with temperature 0 a spread takes 1, and at least
@@ -77,6 +79,7 @@ class Config:
     direct: float = 0.7
     refilter: float = 0.25
     mtf_noise: float = 0.01
+    source_noise_hu: float = 1.5
     patch: int = 128
     batch: int = 16
     steps: int = 40_000
@@ -92,8 +95,10 @@ class Config:
             raise ValueError("channels, blocks, check_every and steps_sampled must be at least 1")
         if self.patch % MULTIPLE or self.patch < 4 * EDGE_PX:
             raise ValueError(f"patch must be a multiple of {MULTIPLE} and at least {4 * EDGE_PX}, got {self.patch}")
-        if not (self.gain_cap >= 1 and self.rate > 0 and min(self.texture, self.mtf_noise, self.temperature) >= 0):
-            raise ValueError("gain_cap must be at least 1, rate above 0, texture, mtf_noise and temperature at least 0")
+        if not (self.gain_cap >= 1 and self.rate > 0):
+            raise ValueError("gain_cap must be at least 1 and rate above 0")
+        if min(self.texture, self.mtf_noise, self.source_noise_hu, self.temperature) < 0:
+            raise ValueError("texture, mtf_noise, source_noise_hu and temperature must be at least 0")
         if not (0 <= self.direct <= 1 and 0 <= self.refilter <= 1):
             raise ValueError("direct and refilter are shares: 0 to 1")
 
@@ -113,6 +118,7 @@ class Bridge(SampledHarmonizer):
     """A path from the filtered source to the target."""
 
     name = "bridge"
+    uses_source_mtf = True
     Config = Config
     changes = ("kernel", "iterative_strength", "ctdivol_mgy", "exposure_mas")
     adjustable = ("steps_sampled", "temperature", "samples")
@@ -159,7 +165,7 @@ class Bridge(SampledHarmonizer):
         self._measure(pairs, run)
         unit = self.unit.to(run.device)
         adam = torch.optim.Adam(self.network.parameters(), lr=c.rate)
-        rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: 0.5 + 0.5 * np.cos(np.pi * min(n / c.steps, 1.0)))
+        rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: _rate(n / c.steps))
         for batch in window_batches(
             run,
             pairs,
@@ -174,7 +180,7 @@ class Bridge(SampledHarmonizer):
             adam=adam,
             rate=rate,
         ):
-            source, about = self._refiltered(batch)
+            source, about = self._varied(batch)
             told = self._told(about, batch.source.device, generator=batch.generator)
             x_0, x_1 = filtered(source, told.gain, FINE_PER_MM, told.pixel_mm), batch.target
             t, n = _drawn(x_1.shape, c.direct, batch.generator)
@@ -220,8 +226,8 @@ class Bridge(SampledHarmonizer):
                 squares += float(error[batch.measured].square().mean()) / SCALE_BATCHES
         self.unit = torch.tensor([max(squares, 1.0) ** 0.5])
 
-    def _refiltered(self, batch: Batch) -> tuple[Tensor, tuple[About, ...]]:
-        """The batch's sources and what is known of them; some of them made from the target, (S / T)^a of it."""
+    def _varied(self, batch: Batch) -> tuple[Tensor, tuple[About, ...]]:
+        """The batch's sources and what is known of them: some are the target times (S / T)^a, all are a bit noisier."""
         source, about = batch.source.clone(), list(batch.about)
         target_mtf = clean_tail(self.target_mtf.cpu().numpy())
         draws = torch.rand(len(source), 2, generator=batch.generator).tolist()
@@ -234,7 +240,9 @@ class Bridge(SampledHarmonizer):
             one = filtered(batch.target[k : k + 1], _fine(ratio, source.device), FINE_PER_MM, pixel_mm)
             source[k : k + 1] = one.round()  # as a file keeps it
             about[k] = self._known(replace(about[k], measured={"source_mtf": mtf}), None)
-        return source, tuple(about)
+        sd = self.config.source_noise_hu * torch.rand(len(source), 1, 1, 1, generator=batch.generator).square()
+        noise = sd * torch.randn(source.shape, generator=batch.generator)
+        return source + noise.to(source.device), tuple(about)
 
     # -- what is known of a source -------------------------------------------------------------------------------------
 
@@ -362,7 +370,7 @@ def ratio_gain(source_mtf: np.ndarray, target_mtf: np.ndarray, *, gain_cap: floa
     lost = np.nonzero(source < FLOOR)[0]
     if len(lost):
         first = lost[0]
-        gain[first:] = gain[first] if gain[first] >= 1 else np.minimum(gain[first:], gain[first])
+        gain[first:] = gain[first] if gain[first] >= 1 else np.minimum.accumulate(gain[first:])
     return np.minimum(gain, gain_cap)
 
 
@@ -416,6 +424,11 @@ def _fine(curve: np.ndarray, device: torch.device) -> Tensor:
     """(1, n) at multiples of FINE_PER_MM."""
     f = np.arange(0, FREQUENCIES_PER_MM[-1], FINE_PER_MM)
     return torch.from_numpy(PchipInterpolator(FREQUENCIES_PER_MM, curve)(f).astype(np.float32)[None]).to(device)
+
+
+def _rate(done: float) -> float:
+    """Share of the rate: up in the first twentieth, for want of norms in the network, then down a half cosine to 0."""
+    return min(1.0, 20 * done + 0.02) * (0.5 + 0.5 * float(np.cos(np.pi * min(done, 1.0))))
 
 
 def _drawn(shape: torch.Size, direct: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,7 @@ class MTFRatio(Harmonizer):
 
     name = "mtf-ratio"
     paper = "Ohkubo et al. 2011"
+    uses_source_mtf = True
     Config = Config
     gain: Tensor  # (131,) at PAIR_FREQUENCIES_PER_MM: fitted on pairs ("ratio", "wiener")
     taps: Tensor  # (k, k): fitted on pairs ("fir"), with

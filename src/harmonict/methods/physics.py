@@ -162,6 +162,7 @@ class Physics(Harmonizer):
 
     name = "physics"
     paper = "Zarei et al."
+    uses_source_mtf = True
     Config = Config
     changes = ("kernel", "iterative_strength", "ctdivol_mgy", "exposure_mas")
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
