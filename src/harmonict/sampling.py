@@ -26,7 +26,7 @@ KEY, PLANES = "noise key", "noise planes"  # names in About.measured
 
 
 class SampledHarmonizer(Harmonizer):
-    """A method writes `draw` in place of `translate`; its Config has `steps_sampled`, `sampler` and `samples`."""
+    """A method writes `draw` in place of `translate`; its Config has the fields `adjustable`."""
 
     adjustable: ClassVar[tuple[str, ...]] = ("steps_sampled", "sampler", "samples")
 
