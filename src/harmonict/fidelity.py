@@ -22,7 +22,7 @@ from harmonict.physics.mtf import body_mask, in_threads, skin_air_mtf, spread_sl
 from harmonict.physics.nps import NoiseSpectrum, patient_nps, uniform_noise_sd
 
 WARN_RMSE, FAIL_RMSE = 1.5, 2.5  # in-band RMSE, in units of the source's noise in the band
-WARN_PEAK, FAIL_PEAK = 7.0, 10.0  # the largest blob, in units of its noise
+WARN_PEAK, FAIL_PEAK = 6.5, 9.0  # the largest blob, in units of its noise
 WARN_SEAM, FAIL_SEAM = 5.0, 7.0  # the largest mean step along a row or column, in units of its noise
 BLOBS_MM = (1.5, 3.0)  # Gaussian SD of the structures that are looked for: nodules of about 4 and 8 mm
 STEP_MM, ALONG_MM = 2.0, 8.0  # Gaussian SD of the seams that are looked for, across and along

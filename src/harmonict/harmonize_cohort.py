@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from harmonict import __version__
-from harmonict.abstention import looks, trained_side
+from harmonict.abstention import looks
 from harmonict.abstention import outside as outside_training
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.cohort import cohort_table, read_cohort, write_cohort
@@ -51,9 +51,9 @@ class Task:
     masks: tuple[Path, ...]
     resample: bool
     strict: bool
-    residuals: Path | None  # where the residual maps of the fidelity check go; None: it is not wanted
     key: str
     uncertainty: bool = False
+    residuals: Path | None = None  # where the residual maps of the fidelity check go; None: it is not wanted
 
 
 def harmonize_cohort(
@@ -68,6 +68,7 @@ def harmonize_cohort(
     resample: bool = False,
     strict: bool = False,
     uncertainty: bool = False,
+    residuals: Path | None = None,
     jobs: int = 1,
     progress: Callable[[int, int, dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -80,7 +81,8 @@ def harmonize_cohort(
     new series; an empty list takes those found below `path`, None copies none. resample: translate a series in the
     pixels that the model was trained on, and bring the change back onto its own grid. strict: a series outside what the
     model was trained on fails, instead of being done with a note. uncertainty: a second series beside each result holds
-    how much several samples of it differ, in HU.
+    how much several samples of it differ, in HU. residuals: check the fidelity of every result to its source, and write
+    the residual maps into this folder.
     Raises HarmonictError where nothing can be done at all.
     """
     path, out = Path(path), Path(out)
@@ -105,11 +107,13 @@ def harmonize_cohort(
         model.save(model_folder)
         for found in inventory.found:
             wanted = tuple(f for f in mask_files if mask_references(f, found.series_uid))
-            key = _key(found, model, source_mtf, spacing_mm, wanted, resample, strict, uncertainty)
+            key = _key(
+                found, model, source_mtf, spacing_mm, wanted, resample, strict, uncertainty, residuals is not None
+            )
             if key in earlier and Path(earlier[key]["path"]).exists():
                 rows.append(earlier[key])
             else:
-                more = (source_mtf, spacing_mm, wanted, resample, strict, key, uncertainty)
+                more = (source_mtf, spacing_mm, wanted, resample, strict, key, uncertainty, residuals)
                 tasks.append(Task(found, path, out, model_folder, *more))
         again = {task.key for task in tasks} | {row["digest"] for row in rows if "digest" in row}
         kept = [row for key, row in earlier.items() if key not in again and Path(row["path"]).exists()]
@@ -145,7 +149,7 @@ def harmonize_one(task: Task) -> dict[str, Any]:
     work = in_trained_pixels(model, series) if task.resample else series
     about = model.describe(work, source_mtf=task.source_mtf)
     source_f50, source_noise = _measure(lambda: _source_f50(series, about)), _measure(lambda: uniform_noise_sd(series))
-    trained = trained_side(model)
+    trained = model.card.get("trained_on", {}).get(model.trained_side, {})
     outside = about.outside
     if trained:
         seen = looks(series, f50_per_mm=source_f50, noise_hu=source_noise)
@@ -351,10 +355,11 @@ def _key(
     resample: bool,
     strict: bool,
     uncertainty: bool,
+    checked: bool,
 ) -> str:
-    """What decides the output: the source files, the model, what the user said of the source, and masks to copy."""
+    """What decides the output: the source files, the model, what the user said of the source, masks, and checks."""
     mtf = "" if source_mtf is None else (source_mtf.frequency_per_mm.tolist(), source_mtf.mtf.tolist())
-    asked = (("resampled", resample), ("strict", strict), ("uncertainty", uncertainty))
+    asked = (("resampled", resample), ("strict", strict), ("uncertainty", uncertainty), ("checked", checked))
     how = "".join(f" {word}" for word, wanted in asked if wanted)
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*found.paths, *masks)]
     return hashlib.sha256(f"{found.key} {files} {model.digest} {mtf} {spacing}{how}".encode()).hexdigest()

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harmonict import __version__
+from harmonict.abstention import trained_on
 from harmonict.core import HarmonictError
 from harmonict.data import About, Batch, Scan, SlicePairs, SoftTissue, is_soft_tissue
 from harmonict.metrics import ccc
@@ -299,6 +300,7 @@ class Run:
                 for (source, target), count in pairs.protocol_counts().items()
             ],
             "pixel_mm": list(pairs.pixel_mm),
+            "trained_on": trained_on(pairs),
             **({"resampled": resampled} if (resampled := pairs.resampled()) else {}),
             "training": loops,
             "seed": self.seed,

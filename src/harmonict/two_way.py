@@ -82,6 +82,10 @@ class TwoWay(Harmonizer):
         a, b = self.domains
         self.target = a if self._way(wanted) is self.b2a else b
 
+    @property
+    def trained_side(self) -> str:
+        return "target" if self._way(self.target) is self.b2a else "source"
+
     def _way(self, target: ScanProtocol) -> nn.Module:
         """The network that leads to a protocol."""
         if not len(self.pixel_mm):
