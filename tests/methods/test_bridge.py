@@ -1,6 +1,7 @@
 """The bridge: filters where a filter knows, learns where none does, and draws noise that has a place."""
 
 import csv
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +20,9 @@ from toy import toy_series
 
 SOFT = toy_series(blur_mm=1.2, seed=3, slices=8, noise_hu=20, kernel="B30", size=192)
 SHARP = toy_series(blur_mm=0.8, seed=3, slices=8, noise_hu=20, kernel="B70", size=192)
+TWO = toy_series(blur_mm=1.2, seed=5, slices=2, noise_hu=20, kernel="B30", size=192)
 INSIDE = np.hypot(*(np.mgrid[:192, :192] - 95.5)) < 60
-SMALL = {"channels": 12, "blocks": 1, "patch": 64, "batch": 4, "steps": 160, "rate": 5e-3, "check_every": 80}
+SMALL = {"channels": 24, "blocks": 1, "patch": 64, "batch": 4, "steps": 300, "rate": 4e-3, "check_every": 150}
 
 
 def gaussian(blur_mm):
@@ -56,7 +58,7 @@ def shaken(model):
 
 def test_it_drives_its_pixel_loss_on_eight_slices_under_a_tenth_of_its_start(tmp_path):
     """Without the filter, which does most of it before the first step."""
-    fit(SOFT, SHARP, tmp_path / "run", start="source", texture=0, refilter=0)
+    fit(SOFT, SHARP, tmp_path / "run", start="source", texture=0, refilter=0, source_noise_hu=0)
     with (tmp_path / "run" / "log.csv").open() as stream:
         losses = [float(row[3]) for row in csv.reader(stream) if row[2] == "bridge"]
     assert len(losses) == SMALL["steps"]
@@ -82,34 +84,34 @@ def test_it_is_nearer_to_the_target_than_its_filter_in_hu_and_in_texture(to_shar
 
 def test_from_sharp_to_soft_the_filter_stands_alone(to_soft):
     before = to_soft.harmonize(SHARP).hu
-    after = shaken(to_soft).harmonize(SHARP).hu
+    after = shaken(deepcopy(to_soft)).harmonize(SHARP).hu
     assert np.abs(after - before).max() < 0.01
     error = [np.square(hu - SOFT.hu)[:, INSIDE].mean() for hu in (SHARP.hu, after)]
-    assert error[1] < 0.02 * error[0]
+    assert error[1] < 0.25 * error[0]  # the toy's noise has one SD whatever its blur: it is no filter's image
 
 
-def test_means_are_the_sources_whatever_the_network_wants():
-    model = shaken(fit(SOFT, SHARP, steps=1, check_every=1))
+def test_means_are_the_sources_whatever_the_network_wants(to_sharp):
+    model = shaken(deepcopy(to_sharp))
     result = model.harmonize(SOFT).hu
-    assert np.abs(result - SOFT.hu).mean() > 10
-    assert np.abs(result.mean((1, 2)) - SOFT.hu.mean((1, 2))).max() < 0.2
+    changed = np.abs(result - SOFT.hu).mean()
+    assert changed > 20
+    assert np.abs(result.mean((1, 2)) - SOFT.hu.mean((1, 2))).max() < 0.02 * changed
 
 
 def test_noise_has_a_place_and_only_a_temperature_lets_it_in(to_sharp):
-    quiet = to_sharp.harmonize(SOFT).hu
-    model = fit(SOFT, SHARP, steps=1, check_every=1)
-    model.load_state_dict(to_sharp.state_dict())
-    model.adjust({"steps_sampled": 3})
-    walked = model.harmonize(SOFT).hu
-    model.adjust({"temperature": 1.0})
-    noisy = model.harmonize(SOFT)
-    assert np.array_equal(noisy.hu, model.harmonize(SOFT, slices_at_once=1).hu)
-    assert not np.array_equal(noisy.hu, walked)
-    spread = model.spread(SOFT).hu
-    assert 0.1 < spread[:, INSIDE].mean() < 40
-    still = to_sharp.spread(SOFT).hu  # asks for a temperature by itself, and leaves the model as it was
+    quiet = to_sharp.harmonize(TWO).hu
+    model = deepcopy(to_sharp)
+    model.adjust({"steps_sampled": 3, "samples": 2})
+    walked = model.harmonize(TWO).hu
+    still = model.spread(TWO).hu  # asks for a temperature by itself, and leaves the model as it was
     assert still[:, INSIDE].mean() > 0.1
-    assert to_sharp.config.temperature == 0 and np.array_equal(to_sharp.harmonize(SOFT).hu, quiet)
+    assert model.config.temperature == 0 and np.array_equal(model.harmonize(TWO).hu, walked)
+    model.adjust({"temperature": 1.0})
+    noisy = model.harmonize(TWO).hu
+    assert np.array_equal(noisy, model.harmonize(TWO, slices_at_once=1).hu)
+    assert not np.array_equal(noisy, walked) and not np.array_equal(noisy[0] - walked[0], noisy[1] - walked[1])
+    assert 0.1 < model.spread(TWO).hu[:, INSIDE].mean() < 40
+    assert np.array_equal(to_sharp.harmonize(TWO).hu, quiet)
 
 
 def test_a_source_that_it_was_not_trained_for_is_said(to_sharp):
@@ -136,31 +138,34 @@ def test_it_refuses_what_it_was_not_fitted_for(to_sharp):
         ({"patch": 50}, "multiple of 4"),
         ({"direct": 2}, "shares"),
         ({"temperature": -1}, "at least 0"),
+        ({"gain_cap": 0.5}, "at least 1"),
     ):
         with pytest.raises(HarmonictError, match=words):
             make_config(Config, settings)
 
 
 def test_a_source_is_made_from_the_target_with_the_mtf_that_is_told(to_sharp):
-    """(S / T)^a of the target: with a = 1 it is the source itself, noise and all."""
     pairs = pair_series([SOFT], [SHARP])
     batch = pairs.batch((0,), size=6, patch=64, describe=lambda scan: to_sharp.describe(scan.read()))
-    model = fit(SOFT, SHARP, steps=1, check_every=1, refilter=1.0)
-    made, about = model._refiltered(batch)
-    own = batch.about[0].measured["source_mtf"]
-    for k in range(6):
-        mtf = about[k].measured["source_mtf"]
-        softer = mtf[5] < own[5]
-        power = np.log(mtf[5] / model.target_mtf[5]) / np.log(own[5] / model.target_mtf[5])
-        assert 0 <= power <= 1.2 and softer == (power > 1)
-        detail = [float((x - x.mean()).square().mean()) for x in (made[k], batch.target[k], batch.source[k])]
-        assert (detail[0] < detail[1]) and ((detail[0] < detail[2]) == softer)
+    batch = replace(batch, target=batch.target[:1].expand(6, -1, -1, -1))
+    model = deepcopy(to_sharp)
+    model.config = replace(model.config, refilter=1.0, source_noise_hu=0.0)
+    made, about = model._varied(batch)
     assert torch.equal(made, made.round())
+    own, target = batch.about[0].measured["source_mtf"], model.target_mtf.numpy()
+    mtfs = [a.measured["source_mtf"] for a in about]
+    powers = [np.log(mtf[5] / target[5]) / np.log(own[5] / target[5]) for mtf in mtfs]
+    assert 0 <= min(powers) < 1 and max(powers) <= 1.2
+    detail = [float((x[:, 1:] - x[:, :-1]).square().mean()) for x in made[:, 0]]
+    assert np.all(np.diff(np.array(detail)[np.argsort(powers)]) < 0)  # the softer, the less of it
+    model.config = replace(model.config, refilter=0.0, source_noise_hu=3.0)
+    noise = model._varied(batch)[0] - batch.source
+    assert 0 < noise.std() < 3 and model._varied(batch)[1] == batch.about
 
 
 def test_the_full_size_learns_and_translates():
     network = BridgeNetwork(Config().channels, Config().blocks, 24)
-    assert sum(p.numel() for p in network.parameters()) == 1_935_492
+    assert sum(p.numel() for p in network.parameters()) == 1_121_304
     out = network(torch.randn(1, 3, 32, 36), torch.randn(1, 24))
     assert out.shape == (1, 1, 32, 36) and not out.any()
     out.sub(1).square().mean().backward()
@@ -181,7 +186,7 @@ def test_the_gain_is_the_ratio_where_the_source_is_known_and_held_beyond():
 
 def test_the_gain_to_a_softer_target_never_rises_and_that_to_the_same_is_one():
     gain = ratio_gain(gaussian(0.5), gaussian(1.2), gain_cap=6)
-    assert gain.max() == 1 and (np.diff(gain) <= 1e-12).all()
+    assert gain.max() == 1 and (np.diff(gain) <= 1e-4).all()
     assert np.allclose(ratio_gain(gaussian(0.8), gaussian(0.8), gain_cap=6), 1)
 
 
@@ -217,19 +222,19 @@ def test_a_wave_leaves_a_filter_with_the_gain_of_its_frequency():
 
 
 def test_band_powers_of_white_noise_are_those_of_the_filters():
-    noise = 30 * torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(1))
+    noise = 300 * torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(1))
     found = band_powers(noise)[..., 2:-2, 2:-2].exp().mean((0, 2, 3)) - BAND_FLOOR_HU2
     f = torch.fft.fftfreq(512, dtype=torch.float64)
     radius = (f[:, None].square() + f[None, :].square()).sqrt()
     for power, (a, b) in zip(found[2:], ((1.0, 2.0), (2.0, 4.0)), strict=True):  # sampled Gaussians of wide ones
         response = torch.exp(-2 * (torch.pi * a * radius) ** 2) - torch.exp(-2 * (torch.pi * b * radius) ** 2)
-        assert float(power) == pytest.approx(900 * float(response.square().mean()), rel=0.06)
-    assert torch.allclose(band_powers(2 * noise) - band_powers(noise), torch.tensor(np.log(4.0)).float(), atol=0.3)
+        assert float(power) == pytest.approx(90_000 * float(response.square().mean()), rel=0.06)
+    assert torch.allclose(band_powers(2 * noise) - band_powers(noise), torch.tensor(np.log(4.0)).float(), atol=0.02)
 
 
 def test_band_powers_see_how_strong_texture_is_and_not_where_its_grains_lie():
     generator = torch.Generator().manual_seed(2)
-    a, b = (20 * torch.randn(1, 1, 96, 96, generator=generator) for _ in range(2))
+    a, b = (200 * torch.randn(1, 1, 96, 96, generator=generator) for _ in range(2))
     same = (band_powers(a) - band_powers(b)).abs().mean()
     weaker = (band_powers(a) - band_powers(0.5 * b)).abs().mean()
     assert same < 0.35 and weaker > 1.0
