@@ -23,10 +23,11 @@ from harmonict.physics.nps import NoiseSpectrum, patient_nps, uniform_noise_sd
 
 WARN_RMSE, FAIL_RMSE = 1.5, 2.5  # in-band RMSE, in units of the source's noise in the band
 WARN_PEAK, FAIL_PEAK = 6.5, 9.0  # the largest blob, in units of its noise
-WARN_SEAM, FAIL_SEAM = 5.0, 7.0  # the largest mean step along a row or column, in units of its noise
+WARN_SEAM, FAIL_SEAM = 5.0, 8.0  # the largest mean step along a piece of a row or column, in units of its noise
 BLOBS_MM = (1.5, 3.0)  # Gaussian SD of the structures that are looked for: nodules of about 4 and 8 mm
 STEP_MM, ALONG_MM = 2.0, 8.0  # Gaussian SD of the seams that are looked for, across and along
-SEAM_CAP = 3.0  # what one piece of a seam may add, in units of its noise: anatomy has steps that are large and short
+SEAM_MM = 100.0  # a seam is at least about so long
+SEAM_CAP = 5.0  # what a point of a seam may add, in units of its noise: anatomy has steps that are large and short
 LEVELS = (
     0.6,
     1.5,
@@ -50,10 +51,10 @@ class Fidelity:
 
     band_per_mm: up to where both images show structure. noise_hu: the source's noise SD within the band.
     rmse_hu: (z,) in-band RMSE inside the patient; NaN where there is none. peak: (z,) the largest blob of the residual
-    in units of its noise. peak_yx_mm: (z, 2) where it lies, from the first pixel. seam: (z,) the straight row or column
-    with the largest step, in units of its noise. seam_mm: (z,) where it lies; seam_axis: (z,) "row", "column" or "".
-    verdict: (z,) pass, warn, fail or "none". residual_hu: (z, y, x) float32, positive where the result has more than
-    the source.
+    in units of its noise. peak_yx_mm: (z, 2) where it lies, from the first pixel. seam: (z,) the piece of a row
+    or column with the largest step, in units of its noise. seam_mm: (z,) where it lies; seam_axis: (z,) "row",
+    "column" or "". verdict: (z,) pass, warn, fail or "none". residual_hu: (z, y, x) float32, positive where the result
+    has more than the source.
     """
 
     band_per_mm: float
@@ -298,14 +299,16 @@ def _step(across: np.ndarray, along: np.ndarray) -> np.ndarray:
 
 
 def _seam(score: np.ndarray, inside: np.ndarray, pixel_mm: tuple[float, float]) -> tuple[float, float]:
-    """(score, place in mm) of the row with the largest mean step: the pieces of a row, each capped, summed in units of
-    their noise. Neighbouring rows judge each other: what the whole neighbourhood shows is no seam."""
-    pieces = np.clip(score, -SEAM_CAP, SEAM_CAP).sum(1)
-    length_mm = inside.sum(1) * pixel_mm[1]
+    """(score, place in mm) of the piece of a row, `SEAM_MM` long, with the largest mean step: the scores along it, each
+    capped, summed in units of the sum's noise. What lies outside adds nothing."""
+    length = max(1, round(SEAM_MM / pixel_mm[1]))
+    capped = np.clip(np.where(inside, score, 0), -SEAM_CAP, SEAM_CAP)
+    summed = np.pad(np.cumsum(capped, 1), ((0, 0), (1, 0)))
+    length = min(length, capped.shape[1])
     correlated_mm = 2 * np.sqrt(np.pi) * ALONG_MM
-    total = pieces * pixel_mm[1] / np.sqrt(np.maximum(length_mm, 2 * correlated_mm) * correlated_mm)
-    row = int(np.argmax(np.abs(total)))
-    return float(abs(total[row])), row * pixel_mm[0]
+    total = np.abs(summed[:, length:] - summed[:, :-length]) * pixel_mm[1] / np.sqrt(SEAM_MM * correlated_mm)
+    row = int(np.argmax(total.max(1)))
+    return float(total[row].max()), row * pixel_mm[0]
 
 
 def _transfer(looks: list[_Look | None], grid: _Grid) -> np.ndarray:
