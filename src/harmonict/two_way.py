@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor, nn
-from torch.nn import functional
 
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.data import About, SlicePairs, SoftTissue
@@ -25,7 +24,7 @@ from harmonict.physics.kernel import Kernel
 from harmonict.train import Run
 
 WINDOW_HU = (-1000.0, 900.0)  # CVH-CT, Model Implementation
-LARGE_SCALE_PIXELS = 3
+LARGE_SCALE_PX = 3  # what is wider stays the source's
 CHECK_PATCHES = 24
 BAND_SD_PIXELS = (0.0, 1.0, 2.0, 4.0)  # neighbours make a band: difference of Gaussians
 BLOCK = 8  # pixels: small enough to lie between vessels
@@ -127,17 +126,6 @@ def to_hu(x: Tensor) -> Tensor:
 def convert(network: nn.Module, hu: Tensor) -> Tensor:
     """Slices (b, 1, h, w) in HU through a network that sees them in units of the window."""
     return to_hu(network(scaled(hu)))
-
-
-def texture_only(change: Tensor) -> Tensor:
-    """A change (b, 1, h, w) without its large-scale part, what a Gaussian of 3 pixels leaves of it: no kernel moves the
-    mean HU of a region, and a network that may do so does it first."""
-    at = torch.arange(-3 * LARGE_SCALE_PIXELS, 3 * LARGE_SCALE_PIXELS + 1, device=change.device, dtype=change.dtype)
-    weights = torch.exp(-0.5 * (at / LARGE_SCALE_PIXELS) ** 2)
-    weights = weights / weights.sum()
-    smooth = functional.pad(change, [3 * LARGE_SCALE_PIXELS] * 4, mode="replicate")
-    smooth = functional.conv2d(functional.conv2d(smooth, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
-    return change - smooth
 
 
 def _as_bytes(protocol: ScanProtocol) -> Tensor:

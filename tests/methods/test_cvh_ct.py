@@ -21,9 +21,9 @@ from harmonict.methods.cvh_ct import (
     domain_loss,
     half_pixel_filter,
 )
+from harmonict.nn.residual import texture_only
 from harmonict.nn.vgg import prepare, vgg19
 from harmonict.train import Run
-from harmonict.two_way import texture_only
 from toy import toy_series
 
 SHARP = toy_series(blur_mm=0.8, seed=3, slices=4, noise_hu=40, kernel="B70", size=128)
@@ -146,9 +146,9 @@ def test_a_change_has_no_large_scale_part():
     wave = torch.sin(torch.arange(128) * 2 * np.pi / 64)[None, None, None].expand(1, 1, 128, 128).contiguous()
     fine = torch.sin(torch.arange(128) * 2 * np.pi / 4)[None, None, None].expand(1, 1, 128, 128).contiguous()
     inside = np.s_[..., 20:-20, 20:-20]
-    assert texture_only(torch.ones(1, 1, 40, 40)).abs().max() < 1e-6
-    assert texture_only(wave)[inside].abs().max() < 0.06
-    torch.testing.assert_close(texture_only(fine)[inside], fine[inside], atol=2e-3, rtol=0)
+    assert texture_only(torch.ones(1, 1, 40, 40), 3).abs().max() < 1e-6
+    assert texture_only(wave, 3)[inside].abs().max() < 0.06
+    torch.testing.assert_close(texture_only(fine, 3)[inside], fine[inside], atol=2e-3, rtol=0)
 
 
 def test_channel_gates_do_not_see_how_much_air_is_around_the_patient():

@@ -51,9 +51,10 @@ from harmonict.core import ScanProtocol
 from harmonict.data import SlicePairs
 from harmonict.nn.attention import CBAM, tile_shares
 from harmonict.nn.losses import texture_loss
+from harmonict.nn.residual import texture_only
 from harmonict.nn.vgg import prepare, vgg19
 from harmonict.train import Run
-from harmonict.two_way import SEES, Judge, TwoWay, convert, scaled, texture_only, to_hu
+from harmonict.two_way import LARGE_SCALE_PX, SEES, Judge, TwoWay, convert, scaled, to_hu
 
 LAYERS, KERNEL = 7, 4
 ATTENDED = (2, 4, 6)  # CBAM after these layers
@@ -139,7 +140,7 @@ class Generator(nn.Module):
                 features = self.attention[str(n)](features, **gates)
         with torch.autocast(x.device.type, enabled=False):
             y = torch.tanh(_half_pixel_back(self.layers[-1](_padded(features.float(), ahead=True)), self.taps))
-        return x.float() + texture_only(y) if self.residual else y
+        return x.float() + texture_only(y, LARGE_SCALE_PX) if self.residual else y
 
     def _tiles(self, x: Tensor) -> dict[str, Any]:
         """How CBAM's channel gates are pooled: over patches as in training, those of soft tissue alone."""

@@ -33,8 +33,9 @@ from torch.nn import functional
 
 from harmonict.core import ScanProtocol
 from harmonict.data import SlicePairs
+from harmonict.nn.residual import texture_only
 from harmonict.train import Run
-from harmonict.two_way import SEES, Judge, TwoWay, convert, scaled, texture_only
+from harmonict.two_way import LARGE_SCALE_PX, SEES, Judge, TwoWay, convert, scaled
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class ResNet(nn.Module):
         features = self.body(functional.pad(x, (0, -w % 4, 0, -h % 4), mode="replicate"))
         with torch.autocast(x.device.type, enabled=False):
             y = torch.tanh(self.last(features.float())[..., :h, :w])
-        return x.float() + texture_only(y) if self.residual else y
+        return x.float() + texture_only(y, LARGE_SCALE_PX) if self.residual else y
 
 
 def discriminator(channels: int) -> nn.Module:

@@ -40,12 +40,14 @@ from harmonict.core.padding import clip_floor
 from harmonict.data import About, Batch, SlicePairs
 from harmonict.harmonizer import Harmonizer
 from harmonict.nn.losses import Losses
+from harmonict.nn.residual import texture_only
 from harmonict.nn.unet import SEEN_PX, Discriminator, UNet, Upsampling, pad_to
 from harmonict.patch_fusion import FusionSettings, fuse_slice, slice_seed
 from harmonict.train import Run
 from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
 HU_UNIT = 1000.0
+LARGE_SCALE_PX = 8  # ours: what is wider is no texture, and stays the source's
 CROP_SIDES = (100, 256)  # Data, Step 1
 FEATURE_MARGIN = 1.0
 GRADIENT_PENALTY = 10.0  # Gulrajani et al. 2017
@@ -329,7 +331,7 @@ class STANCT(Harmonizer):
 
     def _draw(self, network: nn.Module, x0: Tensor) -> Tensor:
         drawn = network(x0)
-        return x0 + drawn if self.config.residual else drawn
+        return x0 + texture_only(drawn, LARGE_SCALE_PX) if self.config.residual else drawn
 
     def _convert(self, network: UNet, hu: Tensor) -> Tensor:
         x0, inside = pad_to(hu / HU_UNIT, network.multiple)
