@@ -126,12 +126,11 @@ class Bridge(SampledHarmonizer):
         "full": {},
         "compact": {
             "channels": 32,
-            "blocks": 1,
             "patch": 96,
             "batch": 6,
-            "steps": 5000,
+            "steps": 6000,
             "rate": 2e-3,
-            "check_every": 250,
+            "check_every": 300,
         },
     }
     limits = (
