@@ -51,7 +51,7 @@ def test_a_new_patient_like_those_of_the_training_is_inside():
     [
         ({"noise_hu": 60.0}, "HU, trained on"),
         ({"blur_mm": 1.8}, "sharpness (MTF f50)"),
-        ({"thickness": 8.0}, "slices of 8 mm, trained on 3 to 3"),
+        ({"thickness": 8.0}, "slices of 8 mm, trained on 3 mm"),
     ],
 )
 def test_what_is_unlike_the_training_is_said_with_the_numbers(other, words):
@@ -92,7 +92,7 @@ def test_a_noisy_series_is_marked_on_screen_in_its_row_and_in_the_report_and_str
     command = ["harmonize", tmp_path / "in", tmp_path / "out", "--model", tmp_path / "model"]
     code, out, err = run(*command, "--qc", tmp_path / "qc.json")
     assert code == 0, err
-    marked = re.compile(r"noise (7|8)\d HU, trained on 1\d to 1\d")
+    marked = re.compile(r"noise (7|8)\d HU, trained on 1\d to 1\d HU")
     assert len(marked.findall(out)) == 1
     rows = {row["series"]: row for row in json.loads((tmp_path / "qc.json").read_text())["series"]}
     noisy, usual = rows["noisy.nii.gz"], rows["usual.nii.gz"]

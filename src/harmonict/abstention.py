@@ -58,14 +58,15 @@ def trained_on(pairs: SlicePairs) -> dict[str, Any]:
 def outside(seen: Looks, trained: Mapping[str, Any]) -> tuple[str, ...]:
     """Why a series is outside what the model was trained on (one side of `trained_on`), a sentence each."""
     sentences = []
-    for key, value, margin, words in (
-        ("f50_per_mm", seen.f50_per_mm, F50_MARGIN, "sharpness (MTF f50) {} per mm"),
-        ("noise_hu", seen.noise_hu, NOISE_MARGIN, "noise {} HU"),
-        ("thickness_mm", seen.thickness_mm, THICKNESS_MARGIN, "slices of {} mm"),
+    for key, value, margin, words, unit in (
+        ("f50_per_mm", seen.f50_per_mm, F50_MARGIN, "sharpness (MTF f50)", "per mm"),
+        ("noise_hu", seen.noise_hu, NOISE_MARGIN, "noise", "HU"),
+        ("thickness_mm", seen.thickness_mm, THICKNESS_MARGIN, "slices of", "mm"),
     ):
         known = trained.get(key)
         if known and value is not None and not known[0] / margin <= value <= known[1] * margin:
-            sentences.append(f"{words.format(_text(value))}, trained on {_text(known[0])} to {_text(known[1])}")
+            ends = " to ".join(dict.fromkeys(map(_text, known)))
+            sentences.append(f"{words} {_text(value)} {unit}, trained on {ends} {unit}")
     known = trained.get("hu_shares")
     if known and seen.hu_shares is not None:
         difference = np.subtract(seen.hu_shares, known["mean"])
