@@ -10,7 +10,8 @@ What is read out of the paper: the three channels in hold the same slice; the me
 encoder ends with VGG's fourth group ("we adopt the first four groups"): 12 frozen layers, 4 filters, 10 layers of the
 decoder (one at the bottom, three at each size above) make the 26 hidden layers. D sees y or y' alone.
 Departures: 1. `l1`: no L1 is stated; without one nothing ties y' to the anatomy of x but the skips. `compact` has one.
-2. `residual`: `compact` learns y' - x, as the paper's G must learn to draw all of y'. 3. A 4x4 convolution that keeps
+2. `residual`: `compact` learns y' - x, as the paper's G must learn to draw all of y', and nothing of it that is
+wider than a Gaussian of 8 pixels: no kernel moves the mean HU of a region. 3. A 4x4 convolution that keeps
 the size moves the image by half a pixel; here half of the channels of each are moved one way and half the other.
 4. Pixels are doubled before a 4x4 convolution; a transposed one draws a checkerboard. 5. G's last layer is 3x3, linear,
 float32. 6. MONAI's D doubles its channels in each layer, pix2pix's stops at 512. 7. `compact` trains on patches.
@@ -30,11 +31,13 @@ from torch.nn import functional
 from harmonict.core import HarmonictError, ScanProtocol
 from harmonict.data import Batch, SlicePairs
 from harmonict.harmonizer import About, Harmonizer
+from harmonict.nn.residual import texture_only
 from harmonict.nn.unet import pad_to
 from harmonict.nn.vgg import VGG19, prepare, vgg19
 from harmonict.train import Run
 from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
+LARGE_SCALE_PX = 8  # ours: what is wider is no texture, and stays the source's
 WINDOW_HU = (-1024.0, 1000.0)  # Sec. III-A
 HU_ZERO, HU_UNIT = -12.0, 1012.0  # [-1024, 1000] HU is [-1, 1]
 GROUPS = 4  # of VGG-19 (Sec. II-B)
@@ -252,7 +255,7 @@ class RadiomicGAN(Harmonizer):
         """y' in gray values, of slices that are multiples of 8 pixels."""
         hu = hu.clamp(*WINDOW_HU)
         drawn = self.network(hu)
-        return _gray(hu) + drawn if self.config.residual else drawn
+        return _gray(hu) + texture_only(drawn, LARGE_SCALE_PX) if self.config.residual else drawn
 
     def _convert(self, hu: Tensor) -> Tensor:
         padded, inside = pad_to(hu, 2 ** (GROUPS - 1))
