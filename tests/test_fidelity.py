@@ -101,7 +101,7 @@ def test_the_report_holds_the_check_and_the_map_lies_beside_it(run, tmp_path, mo
     assert map_hu.shape == SHARP.hu.shape and map_hu[1][LUNG] > 100
 
 
-def test_the_real_kernels_of_one_slice_pass_and_a_planted_nodule_does_not():
+def test_all_pairs_of_real_kernels_of_one_slice_pass():
     data = os.environ.get("HARMONICT_DATA")
     if not data:
         pytest.skip("set HARMONICT_DATA to the folder of public data")
