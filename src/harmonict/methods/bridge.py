@@ -67,7 +67,7 @@ class Config:
     patch, batch, steps, rate: Adam's highest; it falls to 0 along a half cosine.
 
     steps_sampled: network evaluations along the path. temperature: strength of the noise that the path is given, 0 =
-    none (least error). samples: how many a spread is taken of; with temperature 0 a spread takes 1, and at least
+    none. samples: how many a spread is taken of; with temperature 0 a spread takes 1, and at least
     4 steps. check_every: steps between two looks at the held-out patients. window: RadiomicGAN's window training.
     """
 
@@ -84,8 +84,8 @@ class Config:
     batch: int = 16
     steps: int = 40_000
     rate: float = 5e-4
-    steps_sampled: int = 1
-    temperature: float = 0.0
+    steps_sampled: int = 4
+    temperature: float = 0.5
     samples: int = 8
     check_every: int = 1000
     window: WindowKind = "none"
