@@ -10,6 +10,7 @@ from harmonict.nn.diffusion import (
     Noise,
     check_steps,
     log_snr_times,
+    noise_of_velocity,
     noised,
     posterior,
     sample,
@@ -73,6 +74,13 @@ def test_what_the_network_should_say_gives_the_image_back(predicts):
     else:
         back = left.sqrt() * x_t - (1 - left).sqrt() * wanted
     assert torch.allclose(back, x_0, atol=2e-3)
+
+
+def test_the_noise_follows_from_the_velocity():
+    x_0 = torch.randn(4, 3, 8)
+    x_t, t, eps = noised(x_0, 1000, "noise", torch.Generator().manual_seed(1))
+    _, _, velocity = noised(x_0, 1000, "velocity", torch.Generator().manual_seed(1))
+    assert torch.allclose(noise_of_velocity(x_t, velocity, t, 1000), eps, atol=1e-5)
 
 
 def test_a_step_of_training_follows_from_its_generator():

@@ -128,6 +128,12 @@ def noised(x_0: Tensor, steps_noise: int, predicts: Predicts, generator: torch.G
     return ddim.add_noise(x_0, eps, t), t, wanted
 
 
+def noise_of_velocity(x_t: Tensor, velocity: Tensor, t: Tensor, steps_noise: int) -> Tensor:
+    """The noise that a predicted velocity means: eps = sqrt(1 - a_t) x_t + sqrt(a_t) v (Salimans and Ho, ICLR 2022)."""
+    left = schedule(steps_noise).alphas_cumprod.to(x_t.device)[t].view(-1, *[1] * (x_t.ndim - 1))
+    return (1 - left).sqrt() * x_t + left.sqrt() * velocity
+
+
 @torch.no_grad()
 def sample(
     predict: Callable[[Tensor, Tensor], Tensor],
