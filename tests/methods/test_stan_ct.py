@@ -29,7 +29,7 @@ from toy import toy_series
 SHARP = toy_series(blur_mm=0.8, seed=3, slices=8, noise_hu=20, kernel="B70", size=192)
 SOFT = toy_series(blur_mm=1.2, seed=3, slices=8, noise_hu=20, kernel="B30", size=192)
 TINY = {"layers": 2, "width": 8, "discriminator_width": 8, "residual": True, "upsampling": "resize", "patch": 64}
-SMALL = {**TINY, "batch": 2, "steps": 200, "rate": 3e-3, "t_max": 10, "check_every": 100, "discriminators": 1}
+SMALL = {**TINY, "batch": 2, "steps": 300, "rate": 3e-3, "t_max": 10, "check_every": 100, "discriminators": 1}
 SMALL |= {"generators": 1, "resize_crops": False, "units": "none", "pixel": 0.1}
 
 
