@@ -52,12 +52,14 @@ class Case:
         assert body is not None
         smooth = ndimage.gaussian_filter(self.source.hu[0], 2.0 / np.array(source.pixel_mm))
         deep = ndimage.distance_transform_edt(body, sampling=source.pixel_mm) > 15
+        self.deep = deep
         self.lung, self.tissue = deep & (smooth > -900) & (smooth < -750), deep & (smooth > 0) & (smooth < 100)
         self.centre = np.argwhere(body).mean(0)
 
     def check(self, change: np.ndarray) -> str:
         """The verdict on the slice whose result was changed."""
-        result = self.result.with_hu(self.result.hu + change)
+        lowest = self.result.hu.min()  # a file that clips air clips it still; else nothing would be known of its floor
+        result = self.result.with_hu(np.maximum(self.result.hu + change, lowest))
         return check_fidelity(self.source, result, band_per_mm=self.band_per_mm, noise=self.noise).verdict[0]
 
     def sphere(self, place: np.ndarray, diameter_mm: float, hu: float) -> np.ndarray:
@@ -135,10 +137,14 @@ def removed(case: Case) -> None:
     pixel_mm = np.array(case.source.pixel_mm)
     smooth = ndimage.gaussian_filter(case.source.hu[0], 0.7 / pixel_mm)
     about = ndimage.median_filter(case.source.hu[0], tuple(np.rint(15 / pixel_mm).astype(int)))
-    lung = ndimage.distance_transform_edt(about < -700, sampling=pixel_mm) > 6
+    lung = ndimage.distance_transform_edt((about < -700) & case.deep, sampling=pixel_mm) > 6  # not the air around
     raised = np.where(lung, smooth - about, 0)
     labels, count = ndimage.label(raised > 150)
-    seen: dict[str, list[str]] = {}
+    clean = check_fidelity(case.source, case.result, band_per_mm=case.band_per_mm, noise=case.noise)
+    judged = clean.residual_hu[0] != 0
+    share = f"nothing painted over; {judged[lung].mean():.0%} of the lung is judged"
+    print(f"| {case.name} | {share} | 1 | {clean.verdict[0]} |")
+    seen: dict[str, list[tuple[str, bool]]] = {}
     for n in range(1, count + 1):
         piece = labels == n
         diameter = 2 * np.sqrt(piece.sum() * pixel_mm.prod() / np.pi)
@@ -147,10 +153,12 @@ def removed(case: Case) -> None:
         soft = ndimage.gaussian_filter(ndimage.binary_dilation(piece, iterations=2).astype(np.float32), 1.0)
         change = soft * np.minimum(about - ndimage.gaussian_filter(case.result.hu[0], 0.7 / pixel_mm), 0)
         kind = "2.5-4 mm" if diameter < 4 else "4-7 mm" if diameter < 7 else "over 7 mm"
-        seen.setdefault(kind, []).append(case.check(change.astype(np.float32)))
+        seen.setdefault(kind, []).append((case.check(change.astype(np.float32)), bool(judged[piece].mean() > 0.5)))
     for kind, verdicts in sorted(seen.items()):
-        caught = sum(v in ("warn", "fail") for v in verdicts), sum(v == "fail" for v in verdicts)
-        print(f"| {case.name} | {kind} | {len(verdicts)} | {caught[0]} / {caught[1]} |", flush=True)
+        for word, wanted in (("judged there", True), ("not judged there", False)):
+            those = [v for v, inside in verdicts if inside == wanted]
+            caught = sum(v in ("warn", "fail") for v in those), sum(v == "fail" for v in those)
+            print(f"| {case.name} | {kind}, {word} | {len(those)} | {caught[0]} / {caught[1]} |", flush=True)
 
 
 def alarms(name: str, found: Fidelity) -> None:
