@@ -126,7 +126,7 @@ def test_one_sample_has_no_spread():
 def test_what_was_sampled_is_told():
     qc = {}
     AddsNoise().harmonize(SOURCE, qc=qc)
-    assert qc["adds-noise"] == {"steps_sampled": 1, "sampler": "ddim", "samples": 4}
+    assert qc["adds-noise"] == {"steps_noise": 10, "steps_sampled": 1, "sampler": "ddim", "samples": 4}
 
 
 # -- with a trained model --------------------------------------------------------------------------------------------

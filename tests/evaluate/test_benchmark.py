@@ -260,7 +260,7 @@ def test_a_plan_that_cannot_be_done_is_refused_in_one_line(trial, change, words)
 
 def test_a_variant_has_its_bases_settings_but_for_what_it_says():
     plan = load_plan("configs/kentucky.toml")
-    base, variant = (plan.model(name) for name in ("stan-ct half", "stan-ct half, no latent loss"))
+    base, variant = (plan.model(name) for name in ("stan-ct quarter", "stan-ct quarter, no latent loss"))
     assert variant.method == "stan-ct" and variant.size == "compact"
     assert dict(variant.settings) == {**base.settings, "latent": 0.0}
     assert replace(variant.config(), latent=base.config().latent) == base.config()
