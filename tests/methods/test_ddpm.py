@@ -86,7 +86,19 @@ def test_the_papers_size_has_its_parameters_and_does_a_step_and_a_slice():
     ways = sum(conv(a, b) + conv(b, a) for a, b in pairwise(w))
     ends = conv(3, 128) + conv(128, 1) + conv(128, 512, 1) + conv(512, 512, 1)
     assert sum(p.numel() for p in DDPM().parameters()) == levels + ways + ends == 21_040_769
-    model = fit(SOFT, SHARP, **{**DDPM.sizes["paper"], "widths": Config.widths, "blocks": 2, "batch": 1, "steps": 1})
+    model = fit(
+        SOFT,
+        SHARP,
+        **{
+            **DDPM.sizes["paper"],
+            "widths": Config.widths,
+            "blocks": 2,
+            "patch": 32,
+            "batch": 1,
+            "steps": 1,
+            "check_every": 9,
+        },
+    )
     tiny = toy_series(slices=1, size=64, kernel="B30")
     assert model.harmonize(tiny).hu.shape == (1, 64, 64)
 
