@@ -96,7 +96,7 @@ def test_the_papers_size_has_its_parameters_and_does_a_step_and_a_slice():
             "patch": 32,
             "batch": 1,
             "steps": 1,
-            "check_every": 9,
+            "steps_sampled": 1,
         },
     )
     tiny = toy_series(slices=1, size=64, kernel="B30")
