@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from harmonict.core import ScanProtocol
-from harmonict.harmonizer import Harmonizer, in_trained_pixels, on_own_grid
+from harmonict.harmonizer import NetworkHarmonizer, in_trained_pixels, on_own_grid
 from harmonict.methods.identity import Config, Identity
 from toy import toy_series
 
@@ -14,16 +14,15 @@ FINE = toy_series(blur_mm=0.8, noise_hu=20, seed=5, size=240, pixel_mm=1.0, padd
 TISSUE = np.s_[:, 40:70, 105:135]
 
 
-class Blur(Harmonizer):
+class Blur(NetworkHarmonizer):
     """Learned on pixels of 1.5 mm: adds 40 HU in the soft tissue, and blurs by a pixel."""
 
     name, Config = "blur", Config
     window_hu = (-500.0, 3000.0)
-    pixel_mm: torch.Tensor
 
     def __init__(self, pixel=(1.5, 1.5)):
         super().__init__(target=ScanProtocol(kernel="B10"))
-        self.register_buffer("pixel_mm", torch.tensor(pixel))
+        self.pixel_mm = torch.tensor(pixel)
 
     def translate(self, x, target, about):
         kernel = torch.outer(torch.tensor([0.25, 0.5, 0.25]), torch.tensor([0.25, 0.5, 0.25]))[None, None]

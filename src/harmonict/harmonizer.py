@@ -29,6 +29,7 @@ from harmonict.tiles import MemoryWatch, in_tiles, is_out_of_memory, smaller_til
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
 CARD_FILE, CARD_PAGE = "card.json", "card.md"
+LEARNED_IN_PIXELS = "Learned in pixels: another pixel size than that of the training is another task."  # for `limits`
 PIXEL_TOLERANCE = 0.05  # relative: a series within it counts as one of the pixel size that was trained
 
 
@@ -83,7 +84,7 @@ class Harmonizer(nn.Module):
     def outside(self, series: Series) -> tuple[str, ...]:
         """Why the series is outside what the model was trained on, a sentence each; `harmonize --strict` refuses it.
 
-        Here: other pixels than those of the training, where the method has a buffer `pixel_mm` (2,).
+        Here: other pixels than those of the training.
         """
         trained = self.trained_pixel_mm
         if trained is None or np.allclose(series.pixel_mm, trained, rtol=PIXEL_TOLERANCE):
@@ -98,13 +99,11 @@ class Harmonizer(nn.Module):
     @property
     def trained_pixel_mm(self) -> tuple[float, float] | None:
         """In-plane spacing (y, x) that a network has learned; None where none was, or where it does not matter."""
-        known = dict(self.named_buffers(recurse=False)).get("pixel_mm")
-        return None if known is None or len(known) != 2 else (float(known[0]), float(known[1]))
+        return None
 
     def aim(self, wanted: ScanProtocol) -> None:
         """Make `wanted` the target. Raises HarmonictError where the model cannot go there: most have one target."""
-        if not self.target.matches(wanted):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {wanted.label()}")
+        self._check_target(wanted)
 
     def adjust(self, settings: Mapping[str, Any]) -> None:
         """Change `adjustable` settings of a trained model. Raises HarmonictError at any other."""
@@ -200,6 +199,10 @@ class Harmonizer(nn.Module):
         else:
             result = in_tiles(x, tile, lambda part: self.translate(part, target, about))
         return result[:, 0].cpu().numpy()
+
+    def _check_target(self, wanted: ScanProtocol) -> None:
+        if not self.target.matches(wanted):
+            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {wanted.label()}")
 
     @property
     def digest(self) -> str:
@@ -336,6 +339,29 @@ def on_own_grid(model: Harmonizer, series: Series, work: Series, result: Series)
             keep = keep | (source < model.window_hu[0]) | (source > model.window_hu[1])
         np.copyto(hu[z], source, where=keep)
     return series.with_hu(hu, protocol=result.protocol)
+
+
+class NetworkHarmonizer(Harmonizer):
+    """A method whose network is trained: it knows one target, and images of one pixel size."""
+
+    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
+
+    def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
+        super().__init__(config, target=target)
+        self.register_buffer("pixel_mm", torch.zeros(0))
+
+    @property
+    def trained_pixel_mm(self) -> tuple[float, float] | None:
+        return (float(self.pixel_mm[0]), float(self.pixel_mm[1])) if len(self.pixel_mm) else None
+
+    def check_fitted(self, target: ScanProtocol | None = None) -> None:
+        """Raise HarmonictError where it has no weights yet, or none for `target`."""
+        if not len(self.pixel_mm):
+            raise HarmonictError(
+                f"{self.name} has no weights yet: `harmonict fit {self.name} --out MODEL ...`, then --model MODEL"
+            )
+        if target is not None:
+            self._check_target(target)
 
 
 def check_model_place(folder: str | Path) -> None:

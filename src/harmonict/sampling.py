@@ -18,14 +18,14 @@ from torch import Tensor
 
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.data import About
-from harmonict.harmonizer import Harmonizer
+from harmonict.harmonizer import NetworkHarmonizer
 from harmonict.nn.diffusion import Noise
 from harmonict.tiles import in_tiles
 
 KEY, PLANES = "noise key", "noise planes"  # names in About.measured
 
 
-class SampledHarmonizer(Harmonizer):
+class SampledHarmonizer(NetworkHarmonizer):
     """A method writes `draw` in place of `translate`; its Config has the fields `adjustable`."""
 
     adjustable: ClassVar[tuple[str, ...]] = ("steps_sampled", "sampler", "samples")

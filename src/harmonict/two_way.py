@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -17,10 +16,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from harmonict.core import HarmonictError, ScanProtocol, Series
+from harmonict.core import HarmonictError, ScanProtocol
 from harmonict.data import About, SlicePairs, SoftTissue
-from harmonict.harmonizer import Harmonizer
-from harmonict.physics.kernel import Kernel
+from harmonict.harmonizer import NetworkHarmonizer
 from harmonict.train import Run
 
 WINDOW_HU = (-1000.0, 900.0)  # CVH-CT, Model Implementation
@@ -33,7 +31,7 @@ HU_PER_DB = 10.0  # this much change of what every kernel shows alike weighs as 
 SEES = SoftTissue(*WINDOW_HU)
 
 
-class TwoWay(Harmonizer):
+class TwoWay(NetworkHarmonizer):
     """Harmonizes from A to B and back: the target says which way.
 
     A method makes the networks `a2b` and `b2a`: (b, 1, h, w) in units of the window (-1 its lower, 1 its upper end)
@@ -47,13 +45,11 @@ class TwoWay(Harmonizer):
     b2a: nn.Module
     domain_a: Tensor  # uint8, JSON: what is known of the protocol of A; empty before it was fitted
     domain_b: Tensor
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self.register_buffer("domain_a", torch.zeros(0, dtype=torch.uint8))
         self.register_buffer("domain_b", torch.zeros(0, dtype=torch.uint8))
-        self.register_buffer("pixel_mm", torch.zeros(0))
 
     def meet(self, pairs: SlicePairs) -> SlicePairs:
         """Learn who A and B are. Returns the slices unpaired; raises HarmonictError where the domains are the same."""
@@ -87,10 +83,7 @@ class TwoWay(Harmonizer):
 
     def _way(self, target: ScanProtocol) -> nn.Module:
         """The network that leads to a protocol."""
-        if not len(self.pixel_mm):
-            raise HarmonictError(
-                f"{self.name} has no weights yet: `harmonict fit {self.name} --out MODEL ...`, then --model MODEL"
-            )
+        self.check_fitted()
         a, b = self.domains
         to_a, to_b = a.matches(target), b.matches(target)
         if to_a and to_b:  # what `target` says holds for both, a dose perhaps
@@ -98,13 +91,6 @@ class TwoWay(Harmonizer):
         if not (to_a or to_b):
             raise HarmonictError(f"this model was fitted for {a.label()} and {b.label()}, not for {target.label()}")
         return self.b2a if to_a else self.a2b
-
-    def describe(self, series: Series, *, source_mtf: Kernel | None = None) -> About:
-        about = super().describe(series, source_mtf=source_mtf)
-        if len(self.pixel_mm) and abs(series.pixel_mm[1] / float(self.pixel_mm[1]) - 1) > 0.05:
-            trained, here = float(self.pixel_mm[1]), series.pixel_mm[1]
-            return replace(about, note=f"trained on pixels of {trained:.3g} mm, these are of {here:.3g} mm")
-        return about
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
         network = self._way(target)

@@ -32,10 +32,12 @@ from torch import Tensor
 
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.data import About, Batch, Scan, SlicePairs
+from harmonict.harmonizer import LEARNED_IN_PIXELS
 from harmonict.nn.bridge_network import MULTIPLE, BridgeNetwork, band_powers, filtered
 from harmonict.nn.diffusion import Noise
 from harmonict.physics.kernel import Kernel, crossing
 from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf
+from harmonict.physics.mtf import source_mtf as known_mtf
 from harmonict.physics.nps import NoiseSpectrum, patient_nps
 from harmonict.sampling import SampledHarmonizer
 from harmonict.tiles import to_multiple
@@ -135,9 +137,8 @@ class Bridge(SampledHarmonizer):
     }
     limits = (
         "Texture beyond what the source passes is of the right strength, not of the right place: no proof of a lesion.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
     )
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
     unit: Tensor  # (1,) HU: root mean square error of the filtered sources of the training
     target_mtf: Tensor  # (64,) at FREQUENCIES_PER_MM: the median of the training's targets at their skin
     target_noise_hu: Tensor  # (1,) their median noise SD; NaN where none shows uniform tissue
@@ -251,17 +252,8 @@ class Bridge(SampledHarmonizer):
         Raises HarmonictError for a series that shows no clean skin beside air, where no MTF is given.
         """
         about = super().describe(series)
-        if source_mtf is not None:
-            mtf = source_mtf.at(FREQUENCIES_PER_MM)
-        else:
-            try:
-                mtf = skin_air_mtf(series).kernel.mtf
-            except HarmonictError:
-                raise HarmonictError(
-                    f"{series.name or 'series'}: no clean border between skin and air to measure the MTF at; give it "
-                    "as a file with --source-mtf FILE"
-                ) from None
-        about = replace(about, measured={"source_mtf": np.asarray(mtf, np.float64)})
+        mtf = known_mtf(series, source_mtf)
+        about = replace(about, measured={"source_mtf": mtf})
         if not len(self.target_mtf):
             return about
         return self._known(about, _noise(series))
@@ -310,10 +302,7 @@ class Bridge(SampledHarmonizer):
     # -- the path ------------------------------------------------------------------------------------------------------
 
     def draw(self, x: Tensor, target: ScanProtocol, about: About, noise: Noise) -> Tensor:
-        if not len(self.pixel_mm):
-            raise HarmonictError("bridge has no weights yet: `harmonict fit bridge --out MODEL ...`, then --model")
-        if not self.target.matches(target):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        self.check_fitted(target)
         told = self._told((about,), x.device)
         return to_multiple(x, MULTIPLE, lambda hu: self._walk(hu, told, noise))
 

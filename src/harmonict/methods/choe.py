@@ -22,9 +22,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from harmonict.core import HarmonictError, ScanProtocol
+from harmonict.core import ScanProtocol
 from harmonict.data import SlicePairs
-from harmonict.harmonizer import About, Harmonizer
+from harmonict.harmonizer import LEARNED_IN_PIXELS, About, NetworkHarmonizer
 from harmonict.train import Run
 from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
@@ -82,7 +82,7 @@ class ResidualCNN(nn.Module):
             return self.last(x.float())
 
 
-class Choe(Harmonizer):
+class Choe(NetworkHarmonizer):
     """A residual CNN, trained on pairs."""
 
     name = "choe"
@@ -102,14 +102,12 @@ class Choe(Harmonizer):
     }
     limits = (
         "Least squared error: texture that the source does not determine comes out too smooth.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
     )
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self.network = ResidualCNN(self.config)
-        self.register_buffer("pixel_mm", torch.zeros(0))
 
     def fit(self, pairs: SlicePairs, run: Run | None = None) -> Self:
         c, run = self.config, run or Run()
@@ -143,10 +141,7 @@ class Choe(Harmonizer):
         return self.eval()
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
-        if not len(self.pixel_mm):
-            raise HarmonictError("choe has no weights yet: `harmonict fit choe --out MODEL ...`, then --model MODEL")
-        if not self.target.matches(target):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        self.check_fitted(target)
         return torch.cat([self._convert(x[n : n + 1]) for n in range(len(x))])  # the same numbers whatever the batch
 
     def _convert(self, x: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ from torch.nn import functional
 
 from harmonict.core import ScanProtocol
 from harmonict.data import SlicePairs
+from harmonict.harmonizer import LEARNED_IN_PIXELS
 from harmonict.nn.attention import CBAM, tile_shares
 from harmonict.nn.losses import texture_loss
 from harmonict.nn.residual import texture_only
@@ -210,7 +211,7 @@ class CVHCT(TwoWay):
     }
     limits = (
         "Nothing ties what it makes to the truth of this patient but the way back: it can invent or remove structure.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
         "Pixels below -1000 or above 900 HU stay as the source has them.",
     )
 

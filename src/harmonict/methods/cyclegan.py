@@ -33,6 +33,7 @@ from torch.nn import functional
 
 from harmonict.core import ScanProtocol
 from harmonict.data import SlicePairs
+from harmonict.harmonizer import LEARNED_IN_PIXELS
 from harmonict.nn.residual import texture_only
 from harmonict.train import Run
 from harmonict.two_way import LARGE_SCALE_PX, SEES, Judge, TwoWay, convert, scaled
@@ -175,7 +176,7 @@ class CycleGAN(TwoWay):
     }
     limits = (
         "Nothing ties what it makes to the truth of this patient but the way back: it can invent or remove structure.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
         "Pixels below -1000 or above 900 HU stay as the source has them.",
     )
 

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harmonict.core import HarmonictError, ScanProtocol
+from harmonict.core import ScanProtocol
 from harmonict.data import About, Batch, SlicePairs
+from harmonict.harmonizer import LEARNED_IN_PIXELS
 from harmonict.nn.diffusion import DenoisingUNet, Noise, Predicts, Sampler, check_steps, noised, sample
 from harmonict.sampling import SampledHarmonizer
 from harmonict.tiles import to_multiple
@@ -105,15 +106,13 @@ class DDPM(SampledHarmonizer):
     }
     limits = (
         "A sample: its single grains are made up. --uncertainty says where samples differ.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
     )
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
     scale: Tensor  # (3,) HU: unit and largest size of what is drawn, and unit of the source's detail
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self._build()
-        self.register_buffer("pixel_mm", torch.zeros(0))
         self.register_buffer("scale", torch.ones(3))
 
     def _build(self) -> None:
@@ -154,10 +153,7 @@ class DDPM(SampledHarmonizer):
         return self.eval()
 
     def draw(self, x: Tensor, target: ScanProtocol, about: About, noise: Noise) -> Tensor:
-        if not len(self.pixel_mm):
-            raise HarmonictError("ddpm has no weights yet: `harmonict fit ddpm --out MODEL ...`, then --model MODEL")
-        if not self.target.matches(target):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        self.check_fitted(target)
         c = self.config
         return to_multiple(x, c.multiple, lambda hu: self._synthesize(hu, noise, c.sampler, c.steps_sampled))
 

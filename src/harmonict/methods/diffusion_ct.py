@@ -34,6 +34,7 @@ from torch import Tensor
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.padding import fill_padding
 from harmonict.data import About, Batch, SlicePairs
+from harmonict.harmonizer import LEARNED_IN_PIXELS
 from harmonict.nn.diffusion import DenoisingUNet, Noise, Sampler, check_steps, noise_of_velocity, noised, sample
 from harmonict.nn.latent import CELL_PX, HU_UNIT, EncoderDecoder, as_maps, as_vectors
 from harmonict.physics.kernel import Kernel
@@ -123,16 +124,14 @@ class DiffusionCT(SampledHarmonizer):
     limits = (
         "Nothing sharper than what passes through the latent can be drawn: see the first loop of the training.",
         "A sample: its single grains are made up. --uncertainty says where samples differ.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
     )
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
     latent: Tensor  # (4, c) mean, SD, lowest and highest of each channel of Z in the training
     latent_of: Tensor  # (32,) uint8: SHA-256 of the encoder-decoder whose latents the diffusion model knows
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self._build()
-        self.register_buffer("pixel_mm", torch.zeros(0))
         self.register_buffer("latent", torch.zeros(4, self.encoder_decoder.channels))
         self.register_buffer("latent_of", torch.zeros(32, dtype=torch.uint8))
 
@@ -200,9 +199,7 @@ class DiffusionCT(SampledHarmonizer):
         return self.eval()
 
     def draw(self, x: Tensor, target: ScanProtocol, about: About, noise: Noise) -> Tensor:
-        self._ready()
-        if not self.target.matches(target):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        self.check_fitted(target)
         c = self.config
         return to_multiple(x, c.patch, lambda hu: self._synthesize(hu, noise, c.sampler, c.steps_sampled))
 
@@ -271,15 +268,9 @@ class DiffusionCT(SampledHarmonizer):
         self.latent = torch.stack([mean, sd, low, high]).float().to(run.device)
         self.latent_of = torch.from_numpy(np.frombuffer(self.encoder_decoder.digest, np.uint8).copy())
 
-    def _ready(self) -> None:
-        if not len(self.pixel_mm):
-            raise HarmonictError(
-                "diffusion-ct has no weights yet: `harmonict fit diffusion-ct --out MODEL ...`, then --model MODEL"
-            )
-
     def _check_parts(self) -> None:
         """Raise HarmonictError where decoder and diffusion model are of different trainings."""
-        self._ready()
+        self.check_fitted()
         mine, known = self.encoder_decoder.digest, bytes(self.latent_of.cpu().tolist())
         if mine != known:
             raise HarmonictError(

@@ -24,9 +24,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from harmonict.core import HarmonictError, ScanProtocol
+from harmonict.core import ScanProtocol
 from harmonict.data import About, SlicePairs
-from harmonict.harmonizer import Harmonizer
+from harmonict.harmonizer import LEARNED_IN_PIXELS, NetworkHarmonizer
 from harmonict.nn.latent import CELL_PX, HU_UNIT, EncoderDecoder
 from harmonict.tiles import to_multiple
 from harmonict.train import Run
@@ -59,7 +59,7 @@ class Config:
             raise ValueError("widths and check_every must be at least 1, rate above 0 and rate_end in (0, 1]")
 
 
-class EncoderDecoderMethod(Harmonizer):
+class EncoderDecoderMethod(NetworkHarmonizer):
     """Rebuilds an image from its latent."""
 
     name = "encoder-decoder"
@@ -83,14 +83,12 @@ class EncoderDecoderMethod(Harmonizer):
         "It draws no target: it gives each source back, as far as that passes through its latent.",
         "The validation figures are of target images rebuilt from their own latents.",
         "Fine texture and noise do not pass through the latent: the result is smooth.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
     )
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self.network = EncoderDecoder(self.config.feature_width, self.config.width)
-        self.register_buffer("pixel_mm", torch.zeros(0))
 
     def fit(self, pairs: SlicePairs, run: Run | None = None) -> Self:
         c, run = self.config, run or Run()
@@ -121,11 +119,6 @@ class EncoderDecoderMethod(Harmonizer):
         return self.eval()
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
-        if not len(self.pixel_mm):
-            raise HarmonictError(
-                "encoder-decoder has no weights yet: `harmonict fit encoder-decoder --out MODEL ...` first"
-            )
-        if not self.target.matches(target):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        self.check_fitted(target)
         # the same numbers whatever the batch
         return torch.cat([to_multiple(x[n : n + 1], CELL_PX, self.network) for n in range(len(x))])

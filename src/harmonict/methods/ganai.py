@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harmonict.alternating import SIDES, Contest, Rules, begin_step, end_step, new_phase
-from harmonict.core import HarmonictError, ScanProtocol
+from harmonict.core import ScanProtocol
 from harmonict.data import About, Batch, SlicePairs
-from harmonict.harmonizer import Harmonizer
+from harmonict.harmonizer import LEARNED_IN_PIXELS, NetworkHarmonizer
 from harmonict.nn.residual import texture_only
-from harmonict.nn.unet import Discriminator, UNet, Upsampling, pad_to
+from harmonict.nn.unet import Discriminator, UNet, Upsampling
+from harmonict.tiles import to_multiple
 from harmonict.train import Run
 from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
@@ -88,7 +89,7 @@ def generator(config: Config) -> UNet:
     return UNet(config.width, config.layers, config.upsampling, last_scale=0.01 if config.residual else 1.0)
 
 
-class GANai(Harmonizer):
+class GANai(NetworkHarmonizer):
     """A conditional GAN with alternative training, trained on pairs."""
 
     name = "ganai"
@@ -112,14 +113,12 @@ class GANai(Harmonizer):
     }
     limits = (
         "An adversarial loss draws plausible texture: its single grains are made up.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
     )
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self.network = generator(self.config)
-        self.register_buffer("pixel_mm", torch.zeros(0))
 
     def fit(self, pairs: SlicePairs, run: Run | None = None) -> Self:
         c, run = self.config, run or Run()
@@ -183,10 +182,7 @@ class GANai(Harmonizer):
         return self.eval().requires_grad_(True)
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
-        if not len(self.pixel_mm):
-            raise HarmonictError("ganai has no weights yet: `harmonict fit ganai --out MODEL ...`, then --model MODEL")
-        if not self.target.matches(target):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        self.check_fitted(target)
         # the same numbers whatever the batch
         return torch.cat([self._convert(self.network, x[n : n + 1]) for n in range(len(x))])
 
@@ -195,8 +191,7 @@ class GANai(Harmonizer):
         return x0 + texture_only(drawn, LARGE_SCALE_PX) if self.config.residual else drawn
 
     def _convert(self, network: UNet, hu: Tensor) -> Tensor:
-        x0, inside = pad_to(hu / HU_UNIT, network.multiple)
-        return HU_UNIT * self._draw(network, x0)[..., *inside]
+        return HU_UNIT * to_multiple(hu / HU_UNIT, network.multiple, lambda x0: self._draw(network, x0))
 
 
 def _mean(values: list[Tensor]) -> Tensor:

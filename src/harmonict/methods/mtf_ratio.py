@@ -29,6 +29,7 @@ from harmonict.data import SlicePair, SlicePairs
 from harmonict.harmonizer import About, Harmonizer
 from harmonict.physics.kernel import Kernel, crossing
 from harmonict.physics.mtf import FREQUENCIES_PER_MM, in_threads, skin_air_mtf
+from harmonict.physics.mtf import source_mtf as known_mtf
 from harmonict.physics.nps import NoiseSpectrum, patient_nps
 
 PAIR_FREQUENCIES_PER_MM = np.arange(131) * 0.01  # up to the corner of 0.54 mm pixels
@@ -135,13 +136,8 @@ class MTFRatio(Harmonizer):
         if not len(self.target_mtf):
             return super().describe(series, source_mtf=source_mtf)
         about = super().describe(series)
-        measured = {}
-        if source_mtf is not None:
-            measured["source_mtf"] = source_mtf.at(FREQUENCIES_PER_MM)
-        elif len(self.source_mtf):
-            measured["source_mtf"] = self.source_mtf.numpy()
-        else:
-            measured["source_mtf"] = skin_air_mtf(series).kernel.mtf
+        in_model = source_mtf is None and len(self.source_mtf)
+        measured = {"source_mtf": self.source_mtf.numpy() if in_model else known_mtf(series, source_mtf)}
         noise = _noise_or_none(series) if len(self.target_nps) else None
         if noise is not None:
             measured["source_nps"] = noise

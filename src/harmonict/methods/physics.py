@@ -36,8 +36,9 @@ from torch.nn import functional as F
 
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.data import Batch, SlicePairs
-from harmonict.harmonizer import About, Harmonizer
+from harmonict.harmonizer import About, NetworkHarmonizer
 from harmonict.nn.physics_losses import (
+    COMPACT,
     RESIDUAL_HU,
     Critic,
     Training,
@@ -51,7 +52,8 @@ from harmonict.nn.physics_losses import (
 from harmonict.nn.squeeze_excitation import AttentionGate, VGGUNet, xavier
 from harmonict.nn.vgg import prepare
 from harmonict.physics.kernel import Kernel
-from harmonict.physics.mtf import FREQUENCIES_PER_MM, body_mask, skin_air_mtf, spread_slices
+from harmonict.physics.mtf import FREQUENCIES_PER_MM, body_mask, spread_slices
+from harmonict.physics.mtf import source_mtf as known_mtf
 from harmonict.train import Run
 from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
@@ -157,7 +159,7 @@ class Generator(nn.Module):
         return hu + RESIDUAL_HU * residual
 
 
-class Physics(Harmonizer):
+class Physics(NetworkHarmonizer):
     """A network that filters what it sees by what it is told of the image's sharpness."""
 
     name = "physics"
@@ -167,36 +169,17 @@ class Physics(Harmonizer):
     changes = ("kernel", "iterative_strength", "ctdivol_mgy", "exposure_mas")
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "compact": {
-            "feature_weights": "trial",
-            "feature_width": 16,
-            "depth": 4,
-            "decoder": "64,32,16",
-            "omega": 8,
-            "filters": 16,
-            "critic_width": 16,
-            "patch": 128,
-            "batch": 4,
-            "steps": 3000,
-            "rate_peak": 5e-3,
-            "cycle": 1000,
-            "affine": 0.25,
-            "noise_hu": 5.0,
-            "jitter": 0.002,
-            "check_every": 250,
-        },
+        "compact": {**COMPACT, "decoder": "64,32,16", "omega": 8, "filters": 16},
     }
     limits = (
         "Learned on virtual patients: what they do not show (contrast agent, metal, other organs) is unknown to it.",
         "Texture that the source does not determine is made up or left out; it is no proof of a lesion.",
         "The MTF is told in cycles per mm, the rest is learned in pixels: judge it at another pixel size.",
     )
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self.network = Generator(self.config)
-        self.register_buffer("pixel_mm", torch.zeros(0))
 
     def fit(self, pairs: SlicePairs, run: Run | None = None) -> Self:
         c, run = self.config, run or Run()
@@ -247,23 +230,11 @@ class Physics(Harmonizer):
         that shows a head.
         """
         refuse_what_is_no_trunk(series)
-        if source_mtf is not None:
-            mtf = source_mtf.at(FREQUENCIES_PER_MM)
-        else:
-            try:
-                mtf = skin_air_mtf(series).kernel.mtf
-            except HarmonictError:
-                raise HarmonictError(
-                    f"{series.name or 'series'}: no clean border between skin and air to measure the MTF at; give it "
-                    "as a file with --source-mtf FILE"
-                ) from None
-        return replace(super().describe(series), measured={"source_mtf": np.asarray(mtf, np.float64)})
+        mtf = known_mtf(series, source_mtf)
+        return replace(super().describe(series), measured={"source_mtf": mtf})
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
-        if not len(self.pixel_mm):
-            raise HarmonictError("physics has no weights yet: `harmonict fit physics --out MODEL ...`, then --model")
-        if not self.target.matches(target):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        self.check_fitted(target)
         mtf, pixel_mm = _told((about,), x.device)
         filters = self.network.filters(mtf, pixel_mm)
         # slice by slice: the same numbers whatever the batch

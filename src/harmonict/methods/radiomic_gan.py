@@ -30,10 +30,10 @@ from torch.nn import functional
 
 from harmonict.core import HarmonictError, ScanProtocol
 from harmonict.data import Batch, SlicePairs
-from harmonict.harmonizer import About, Harmonizer
+from harmonict.harmonizer import LEARNED_IN_PIXELS, About, NetworkHarmonizer
 from harmonict.nn.residual import texture_only
-from harmonict.nn.unet import pad_to
 from harmonict.nn.vgg import VGG19, prepare, vgg19
+from harmonict.tiles import to_multiple
 from harmonict.train import Run
 from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
@@ -152,7 +152,7 @@ def discriminator(width: int) -> nn.Module:
     return PatchDiscriminator(spatial_dims=2, channels=width, in_channels=1, out_channels=2, num_layers_d=4)
 
 
-class RadiomicGAN(Harmonizer):
+class RadiomicGAN(NetworkHarmonizer):
     """A GAN on features of a pre-trained network, trained on pairs by windows."""
 
     name = "radiomic-gan"
@@ -178,14 +178,12 @@ class RadiomicGAN(Harmonizer):
     limits = (
         "An adversarial loss draws plausible texture: its single grains are made up.",
         "Outside of [-1024, 1000] HU the source stays as it is.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
     )
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self.network = Generator(self.config)
-        self.register_buffer("pixel_mm", torch.zeros(0))
 
     def fit(self, pairs: SlicePairs, run: Run | None = None) -> Self:
         c, run = self.config, run or Run()
@@ -243,12 +241,7 @@ class RadiomicGAN(Harmonizer):
         return self.eval()
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
-        if not len(self.pixel_mm):
-            raise HarmonictError(
-                "radiomic-gan has no weights yet: `harmonict fit radiomic-gan --out MODEL ...`, then --model MODEL"
-            )
-        if not self.target.matches(target):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        self.check_fitted(target)
         return torch.cat([self._convert(x[n : n + 1]) for n in range(len(x))])  # the same numbers whatever the batch
 
     def _draw(self, hu: Tensor) -> Tensor:
@@ -258,8 +251,7 @@ class RadiomicGAN(Harmonizer):
         return _gray(hu) + texture_only(drawn, LARGE_SCALE_PX) if self.config.residual else drawn
 
     def _convert(self, hu: Tensor) -> Tensor:
-        padded, inside = pad_to(hu, 2 ** (GROUPS - 1))
-        return HU_ZERO + HU_UNIT * self._draw(padded)[..., *inside]
+        return HU_ZERO + HU_UNIT * to_multiple(hu, 2 ** (GROUPS - 1), self._draw)
 
 
 def _gray(hu: Tensor) -> Tensor:

@@ -35,14 +35,15 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from harmonict.alternating import SIDES, Contest, Rules, begin_step, end_step, new_phase
-from harmonict.core import HarmonictError, ScanProtocol, Series
+from harmonict.core import ScanProtocol, Series
 from harmonict.core.padding import clip_floor
 from harmonict.data import About, Batch, SlicePairs
-from harmonict.harmonizer import Harmonizer
+from harmonict.harmonizer import LEARNED_IN_PIXELS, NetworkHarmonizer
 from harmonict.nn.losses import Losses
 from harmonict.nn.residual import texture_only
-from harmonict.nn.unet import SEEN_PX, Discriminator, UNet, Upsampling, pad_to
+from harmonict.nn.unet import SEEN_PX, Discriminator, UNet, Upsampling
 from harmonict.patch_fusion import FusionSettings, fuse_slice, slice_seed
+from harmonict.tiles import to_multiple
 from harmonict.train import Run
 from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
@@ -172,7 +173,7 @@ class _Encoder(nn.Module):
         return self.network.encode(x)[-1]  # type: ignore[operator]
 
 
-class STANCT(Harmonizer):
+class STANCT(NetworkHarmonizer):
     """A Wasserstein GAN with latent and feature loss, and the paper's DICOM pipeline; trained on pairs."""
 
     name = "stan-ct"
@@ -199,16 +200,14 @@ class STANCT(Harmonizer):
     }
     limits = (
         "An adversarial loss draws plausible texture: its single grains are made up.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
         "Outside -1000 to 900 HU nothing is changed.",
     )
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self.network = generator(self.config)
         self.discriminator = Discriminator(self.config.discriminator_width)
-        self.register_buffer("pixel_mm", torch.zeros(0))
 
     def fit(self, pairs: SlicePairs, run: Run | None = None) -> Self:
         c, run = self.config, run or Run()
@@ -322,20 +321,14 @@ class STANCT(Harmonizer):
         return torch.cat([self._convert(self.network, x[n : n + 1]) for n in range(len(x))])
 
     def _check(self, target: ScanProtocol) -> None:
-        if not len(self.pixel_mm):
-            raise HarmonictError(
-                "stan-ct has no weights yet: `harmonict fit stan-ct --out MODEL ...`, then --model MODEL"
-            )
-        if not self.target.matches(target):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        self.check_fitted(target)
 
     def _draw(self, network: nn.Module, x0: Tensor) -> Tensor:
         drawn = network(x0)
         return x0 + texture_only(drawn, LARGE_SCALE_PX) if self.config.residual else drawn
 
     def _convert(self, network: UNet, hu: Tensor) -> Tensor:
-        x0, inside = pad_to(hu / HU_UNIT, network.multiple)
-        return HU_UNIT * self._draw(network, x0)[..., *inside]
+        return HU_UNIT * to_multiple(hu / HU_UNIT, network.multiple, lambda x0: self._draw(network, x0))
 
 
 def _crops(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,10 +19,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from harmonict.core import HarmonictError, ScanProtocol
+from harmonict.core import ScanProtocol
 from harmonict.data import SlicePairs
-from harmonict.harmonizer import About, Harmonizer
+from harmonict.harmonizer import LEARNED_IN_PIXELS, About, NetworkHarmonizer
 from harmonict.nn.physics_losses import (
+    COMPACT,
     RESIDUAL_HU,
     Critic,
     Training,
@@ -66,7 +67,7 @@ class Generator(nn.Module):
             return hu + RESIDUAL_HU * self.last(features.float())
 
 
-class VGGUNetAblation(Harmonizer):
+class VGGUNetAblation(NetworkHarmonizer):
     """A U-Net that must find out by itself how sharp an image is."""
 
     name = "vgg-unet"
@@ -75,34 +76,17 @@ class VGGUNetAblation(Harmonizer):
     changes = ("kernel", "iterative_strength", "ctdivol_mgy", "exposure_mas")
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "compact": {
-            "feature_weights": "trial",
-            "feature_width": 16,
-            "depth": 4,
-            "decoder": "64,64,32,16",
-            "critic_width": 16,
-            "patch": 128,
-            "batch": 4,
-            "steps": 3000,
-            "rate_peak": 5e-3,
-            "cycle": 1000,
-            "affine": 0.25,
-            "noise_hu": 5.0,
-            "jitter": 0.002,
-            "check_every": 250,
-        },
+        "compact": {**COMPACT, "decoder": "64,64,32,16"},
     }
     limits = (
         "Learned on virtual patients: what they do not show (contrast agent, metal, other organs) is unknown to it.",
         "Texture that the source does not determine is made up or left out; it is no proof of a lesion.",
-        "Learned in pixels: another pixel size than that of the training is another task.",
+        LEARNED_IN_PIXELS,
     )
-    pixel_mm: Tensor  # (2,) pixels (y, x) that it was trained on; empty before it was
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self.network = Generator(self.config)
-        self.register_buffer("pixel_mm", torch.zeros(0))
 
     def fit(self, pairs: SlicePairs, run: Run | None = None) -> Self:
         c, run = self.config, run or Run()
@@ -144,8 +128,5 @@ class VGGUNetAblation(Harmonizer):
         return self.eval()
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
-        if not len(self.pixel_mm):
-            raise HarmonictError("vgg-unet has no weights yet: `harmonict fit vgg-unet --out MODEL ...`, then --model")
-        if not self.target.matches(target):
-            raise HarmonictError(f"this model was fitted for {self.target.label()}, not for {target.label()}")
+        self.check_fitted(target)
         return torch.cat([self.network(x[n : n + 1]) for n in range(len(x))])  # the same numbers whatever the batch

@@ -5,7 +5,7 @@ Symbols: I_nh the source, I_r the target, I_h what the generator makes of I_nh; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,6 +67,23 @@ class Training:
             raise ValueError(f"cycle must be at least 2 and check_every 1, got {self.cycle} and {self.check_every}")
         if not 0 <= self.affine <= 1:
             raise ValueError(f"affine is a share from 0 to 1, got {self.affine:g}")
+
+
+COMPACT: Mapping[str, Any] = {  # of both methods, for two CPU cores
+    "feature_weights": "trial",
+    "feature_width": 16,
+    "depth": 4,
+    "critic_width": 16,
+    "patch": 128,
+    "batch": 4,
+    "steps": 3000,
+    "rate_peak": 5e-3,
+    "cycle": 1000,
+    "affine": 0.25,
+    "noise_hu": 5.0,
+    "jitter": 0.002,
+    "check_every": 250,
+}
 
 
 def scaled(hu: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ import os
 import re
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -31,6 +31,8 @@ from harmonict.core.files import write_whole
 SHIPPED = Path(__file__).parent / "weights"
 TIMEOUT_S = 30.0
 CHUNK_BYTES = 1 << 20
+RANDOM_WIDTH = 16
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def cache_folder() -> Path:
@@ -81,6 +83,42 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def feature_network(
+    kind: Callable[[int], Network],
+    weights: str | Path,
+    *,
+    of: str,
+    url: str,
+    trial: str,
+    first: str,
+    belongs: Callable[[str], bool],
+) -> Network:
+    """A frozen feature network `kind(width)` in eval mode, with the weights of that name or path: see `vgg19`.
+
+    of: its name for messages. url: its published file. trial: the name of ours. first: the first convolution's key,
+    whose size tells the width. belongs: which keys of a file are the network's; the others are ignored.
+    """
+    name, _, width = str(weights).partition(":")
+    if name == "random":
+        if width and not (width.isdecimal() and int(width) > 0):
+            raise HarmonictError(f"feature_weights=random:WIDTH needs a whole number of channels, got {width!r}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = kind(int(width or RANDOM_WIDTH))
+    else:
+        if weights == "imagenet":
+            state = published(url)
+        else:
+            state = shipped(trial) if weights == "trial" else read_tensors(weights)
+        state = {key: value for key, value in state.items() if belongs(key)}
+        if first not in state or state[first].ndim != 4:
+            raise HarmonictError(f"feature weights {weights} hold no {of}: {first} is missing")
+        network = kind(len(state[first]))
+        load_strictly(network, state, of=f"feature weights {weights}")
+    network.eval().requires_grad_(False)  # for looking only; a gradient for the image still flows
+    return network
+
+
 def shipped(name: str) -> dict[str, Tensor]:
     """Our own network NAME, float32. Raises HarmonictError where the installed file is not the one of its card."""
     try:
@@ -113,11 +151,6 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], *, of: str) -> N
             first = min(keys)
             raise HarmonictError(f"{of} is no {type(network).__name__}: it {problem} {first} ({len(keys)} in all)")
     network.load_state_dict(state)
-
-
-def frozen(network: nn.Module) -> None:
-    """For looking only: eval mode, and no gradient for the weights (one for the image still flows)."""
-    network.eval().requires_grad_(False)
 
 
 def _promised(path: Path) -> str | None:

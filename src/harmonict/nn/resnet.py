@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from harmonict.core import HarmonictError
-from harmonict.nn.pretrained import frozen, load_strictly, published, read_tensors, shipped
+from harmonict.nn.pretrained import feature_network
 
 IMAGENET_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 IMAGENET_WIDTH = 64
-RANDOM_WIDTH = 16
 
 
 class BasicBlock(nn.Module):
@@ -84,29 +81,15 @@ def resnet18(weights: str | Path) -> ResNet18:
     `.pth` or `.safetensors` file with these parameter names, of any width. The classifier's keys are ignored.
     Raises HarmonictError where the weights cannot be had or do not fit.
     """
-    kind, _, width = str(weights).partition(":")
-    if kind == "random":
-        if width and not (width.isdecimal() and int(width) > 0):
-            raise HarmonictError(f"feature_weights=random:WIDTH needs a whole number of channels, got {width!r}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = ResNet18(int(width or RANDOM_WIDTH))
-        frozen(network)
-        return network
-    if weights == "imagenet":
-        state = published(IMAGENET_URL)
-    elif weights == "trial":
-        state = shipped("resnet18-trial")
-    else:
-        state = read_tensors(weights)
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    first = state.get("conv1.weight")
-    if first is None or first.ndim != 4:
-        raise HarmonictError(f"feature weights {weights} hold no ResNet-18: conv1.weight is missing")
-    network = ResNet18(len(first))
-    load_strictly(network, state, of=f"feature weights {weights}")
-    frozen(network)
-    return network
+    return feature_network(
+        ResNet18,
+        weights,
+        of="ResNet-18",
+        url=IMAGENET_URL,
+        trial="resnet18-trial",
+        first="conv1.weight",
+        belongs=lambda key: not key.startswith("fc."),
+    )
 
 
 def _stage(c_in: int, c_out: int, stride: int) -> nn.Sequential:

@@ -91,15 +91,6 @@ class Discriminator(nn.Module):
             return self.last(x), x
 
 
-def pad_to(x: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, slice]]:
-    """Images (b, c, h, w) whose edge is repeated up to multiples of `multiple`, and where in them the old ones lie."""
-    h, w = x.shape[-2:]
-    dy, dx = -h % multiple, -w % multiple
-    top, left = dy // 2, dx // 2
-    grown = functional.pad(x, (left, dx - left, top, dy - top), mode="replicate") if dy or dx else x
-    return grown, (slice(top, top + h), slice(left, left + w))
-
-
 def _up(inside: int, out: int, upsampling: Upsampling) -> nn.Sequential:
     if upsampling == "transposed":
         return nn.Sequential(nn.ConvTranspose2d(inside, out, 4, 2, 1))

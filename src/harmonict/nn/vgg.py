@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from harmonict.core import HarmonictError
-from harmonict.nn.pretrained import frozen, load_strictly, published, read_tensors, shipped
+from harmonict.nn.pretrained import feature_network
 
 IMAGENET_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 IMAGENET_WIDTH = 64
-RANDOM_WIDTH = 16
 GROUPS = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))  # (channels in widths, convolutions)
 AIR_HU, BONE_HU = -1024.0, 1000.0  # shown to the network as black and white
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -78,29 +77,15 @@ def vgg19(weights: str | Path) -> VGG19:
     of a `.pth` or `.safetensors` file with these parameter names, of any width. Keys outside `features` are ignored.
     Raises HarmonictError where the weights cannot be had or do not fit.
     """
-    kind, _, width = str(weights).partition(":")
-    if kind == "random":
-        if width and not (width.isdecimal() and int(width) > 0):
-            raise HarmonictError(f"feature_weights=random:WIDTH needs a whole number of channels, got {width!r}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = VGG19(int(width or RANDOM_WIDTH))
-        frozen(network)
-        return network
-    if weights == "imagenet":
-        state = published(IMAGENET_URL)
-    elif weights == "trial":
-        state = shipped("vgg19-trial")
-    else:
-        state = read_tensors(weights)
-    state = {key: value for key, value in state.items() if key.startswith("features.")}
-    first = state.get("features.0.weight")
-    if first is None or first.ndim != 4:
-        raise HarmonictError(f"feature weights {weights} hold no VGG-19: features.0.weight is missing")
-    network = VGG19(len(first))
-    load_strictly(network, state, of=f"feature weights {weights}")
-    frozen(network)
-    return network
+    return feature_network(
+        VGG19,
+        weights,
+        of="VGG-19",
+        url=IMAGENET_URL,
+        trial="vgg19-trial",
+        first="features.0.weight",
+        belongs=lambda key: key.startswith("features."),
+    )
 
 
 def prepare(hu: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def skin_air_mtf(series: Series, *, max_slices: int = 12) -> SkinMTF:
     if not results:
         raise HarmonictError(
             f"{series.name or 'series'}: no clean border between skin and air, so no MTF can be measured there; "
-            "give the MTF of this series as a file"
+            "give the MTF of this series as a file: --source-mtf FILE"
         )
     curves = np.stack([r[1] for r in results])
     mtf = np.median(curves, 0)
@@ -128,6 +128,14 @@ def _slice_mtf(hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndarra
     if mtf is None:
         return None
     return mtf, used, count
+
+
+def source_mtf(series: Series, given: Kernel | None) -> np.ndarray:
+    """The MTF of a series at `FREQUENCIES_PER_MM`: what the user gave, else measured at its own skin.
+
+    Raises HarmonictError where it shows no clean skin beside air.
+    """
+    return skin_air_mtf(series).kernel.mtf if given is None else given.at(FREQUENCIES_PER_MM)
 
 
 def body_mask(hu: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray | None:
