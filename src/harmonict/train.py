@@ -235,12 +235,13 @@ class Run:
         """Whether this step is followed by a look at the held-out patients."""
         return self._ends_epoch
 
-    def check(self, held_out: SlicePairs | None, output: Callable[[Batch], Tensor]) -> None:
+    def check(self, held_out: SlicePairs | None, output: Callable[[Batch], Tensor], *, may_stop: bool = True) -> None:
         """At the end of an epoch: judge the state on patients that it does not learn from, and draw a contact sheet.
 
         output: a batch -> what the method makes of it, (b, 1, h, w) in HU. The validation CCC is the mean over the
         features of `tile_features` of their CCC over the tiles of fixed patches; it decides which state is kept and
-        when to stop. Without held-out patients, or without pairs, there is the sheet alone.
+        when to stop. Without held-out patients, or without pairs, there is the sheet alone. may_stop: False for a rate
+        that falls to 0 along the loop, whose last states are its best.
         """
         if not self._ends_epoch:
             return
@@ -270,7 +271,7 @@ class Run:
         if loop["best"] is None or score > loop["best"]["ccc"]:
             weights = {name: _copy(part.state_dict()) for name, part in networks.items()}
             loop["best"] = {"ccc": score, "mae_hu": mae, "step": step, "check": loop["checks"], "weights": weights}
-        elif loop["checks"] - loop["best"]["check"] >= self.patience:
+        elif may_stop and loop["checks"] - loop["best"]["check"] >= self.patience:
             self._stopped = True
         better = loop["best"]["step"] == step
         if self.is_first:

@@ -21,14 +21,14 @@ so that sharp -> soft is the filter's, and means (lung density, say) are the sou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
-from torch import Tensor
+from torch import Tensor, nn
 
 from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.data import About, Batch, Scan, SlicePairs
@@ -51,6 +51,7 @@ TIMES = 3  # cosines of t that it is told
 NOISE_UNIT_HU = 20.0
 LOUDER = 1.25  # a filtered source may be so much noisier than the target before the network may denoise all of it
 SCALE_BATCHES = 32  # of one patch, that the unit is measured on
+MEAN_OF = 0.998  # the running mean of the weights forgets in 1 / (1 - this) steps
 EDGE_PX = 8  # of a patch, that do not count: mirrored borders reach in
 
 
@@ -164,7 +165,8 @@ class Bridge(SampledHarmonizer):
             self._build()
         self._measure(pairs, run)
         unit = self.unit.to(run.device)
-        adam = torch.optim.Adam(self.network.parameters(), lr=c.rate)
+        trained = deepcopy(self.network)  # `self.network` is its running mean: steadier than any of its states
+        adam = torch.optim.Adam(trained.parameters(), lr=c.rate)
         rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: _rate(n / c.steps))
         for batch in window_batches(
             run,
@@ -176,7 +178,8 @@ class Bridge(SampledHarmonizer):
             steps=c.steps,
             epoch_steps=c.check_every,
             describe=self.describe,
-            network=self.network,
+            network=trained,
+            mean=self.network,
             adam=adam,
             rate=rate,
         ):
@@ -188,7 +191,7 @@ class Bridge(SampledHarmonizer):
             t = t.to(source.device)
             x_t = torch.lerp(x_0, x_1, t) + (t * (1 - t)).sqrt() * n
             with run.inside():
-                x_hat_1 = self._estimate(x_t, x_0, source, t, told)
+                x_hat_1 = self._estimate(x_t, x_0, source, t, told, network=trained)
             inner = np.s_[..., EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]
             seen = batch.measured[inner]
             texture = (band_powers(x_hat_1[inner]) - band_powers(x_1[inner])).abs()
@@ -198,7 +201,11 @@ class Bridge(SampledHarmonizer):
             }
             run.step(losses, adam)
             rate.step()
-            run.check(pairs.held_out, self._judged)
+            share = max(1 - MEAN_OF, 1 / (rate.last_epoch + 1))
+            with torch.no_grad():
+                for mean, new in zip(self.network.parameters(), trained.parameters(), strict=True):
+                    mean.lerp_(new, share)
+            run.check(pairs.held_out, self._judged, may_stop=False)
         self.card = run.card(pairs)
         return self.eval()
 
@@ -324,10 +331,14 @@ class Bridge(SampledHarmonizer):
             x_t = torch.lerp(x_0, x_hat_1, t) + (t * (1 - t)) ** 0.5 * n
         return x_t
 
-    def _estimate(self, x_t: Tensor, x_0: Tensor, source: Tensor, t: Tensor, told: Told) -> Tensor:
+    def _estimate(
+        self, x_t: Tensor, x_0: Tensor, source: Tensor, t: Tensor, told: Told, *, network: nn.Module | None = None
+    ) -> Tensor:
         """x_hat_1 (b, 1, h, w): x_0, changed where no filter knows."""
         time = torch.cat([torch.cos(np.pi * k * t[:, :, 0, 0]) for k in range(1, TIMES + 1)], dim=1)
-        change = self.network(torch.cat([x_t, x_0, source], dim=1), torch.cat([told.condition, time], dim=1))
+        change = (network or self.network)(
+            torch.cat([x_t, x_0, source], dim=1), torch.cat([told.condition, time], dim=1)
+        )
         return x_0 + filtered(self.unit.to(x_0) * change, told.free, FINE_PER_MM, told.pixel_mm)
 
     def _judged(self, batch: Batch) -> Tensor:
