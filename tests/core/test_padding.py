@@ -131,3 +131,6 @@ def test_a_file_clips_where_many_voxels_share_the_lowest_value():
     assert clip_floor(np.where(padding, np.float32(-2048), hu), padding) == -np.inf
     assert clip_floor(np.where(padding, np.float32(-2048), np.maximum(hu, -1024)), padding) == -1024
     assert clip_floor(np.maximum(hu, -1024)[0]) == -1024
+    stray = np.maximum(hu, -1024)
+    stray[0, 1, 1] = -1100
+    assert clip_floor(stray) == -1024

@@ -60,25 +60,24 @@ def fill_padding(hu: np.ndarray, padding: np.ndarray | None) -> np.ndarray:
 
 
 def clip_floor(hu: np.ndarray, padding: np.ndarray | None = None) -> float:
-    """The HU at which a file clips air: its lowest measured value where at least 0.1 % of the voxels lie at it, else
-    minus infinity.
+    """The HU at which a file clips air: the low value that at least 0.1 % of the measured voxels lie at, and at most
+    0.01 % below (a few strays); else minus infinity.
 
     hu, padding: (z, y, x) or (y, x); padding counts for nothing.
     """
-    images = hu[None] if hu.ndim == 2 else hu
-    outside = None if padding is None else padding.reshape(images.shape)
-    low, at_low, measured = np.inf, 0, 0
-    for z, image in enumerate(images):
-        values = image if outside is None else image[~outside[z]]
-        if not values.size:
-            continue
+    thin = (..., *[slice(None, None, 4 if hu.size > 1e6 else 1)] * 2)  # every 16th voxel is enough to find the value
+    sample = hu[thin] if padding is None else hu[thin][~padding[thin]]
+    if not sample.size:
+        return -np.inf
+    place = int(5e-4 * sample.size)  # above the strays, within the voxels that are clipped
+    floor = np.partition(sample, place, axis=None)[place]
+    at, below, measured = 0, 0, 0
+    for z, image in enumerate(hu[None] if hu.ndim == 2 else hu):
+        values = image if padding is None else image[~padding.reshape(-1, *image.shape)[z]]
+        at += int(np.count_nonzero(values == floor))
+        below += int(np.count_nonzero(values < floor))
         measured += values.size
-        least = values.min()
-        if least < low:
-            low, at_low = least, 0
-        if least == low:
-            at_low += int(np.count_nonzero(values == low))
-    return float(low) if at_low >= 1e-3 * max(measured, 1) else -np.inf
+    return float(floor) if at >= 1e-3 * measured and below <= 1e-4 * measured else -np.inf
 
 
 def connected_to_border(mask: np.ndarray) -> np.ndarray:

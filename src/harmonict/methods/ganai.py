@@ -10,7 +10,7 @@ the number of copies and the weight of L1 are not given there (the weight is pix
 output is linear, not squeezed into [-1, 1]: every HU can be had, and gray values turn back into HU exactly. 3.
 `compact` is a narrow network of the same layers that learns what to add to the source (`residual`), on two CPU cores;
 what it adds has no part that is wider than a Gaussian of 8 pixels, since no kernel moves the mean HU of a region:
-without that bound, a training drifted by 108 HU on whole slices. 4. Its layers up double pixels and convolve
+without that bound, a training may drift by a hundred HU on whole slices. 4. Its layers up double pixels and convolve
 (`upsampling="resize"`): a transposed convolution draws a checkerboard, which is texture that no scanner made. 5.
 Crops keep the pixel size of the slices.
 """
