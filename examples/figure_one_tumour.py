@@ -51,12 +51,12 @@ def main() -> None:
     figure.savefig(chosen.figure, dpi=110)
 
 
-def draw(axis: plt.Axes, hu: np.ndarray, mask: np.ndarray) -> None:
+def draw(axis: plt.Axes, hu: np.ndarray, mask: np.ndarray, window_hu: tuple[float, float] = WINDOW_HU) -> None:
     """A slice in gray, the nodule in a green square, magnified in the upper left corner."""
     y, x = (round(float(where.mean())) for where in np.nonzero(mask))
     top = min(max(y - HALF_WIDTH, 0), hu.shape[0] - 2 * HALF_WIDTH)
     left = min(max(x - HALF_WIDTH, 0), hu.shape[1] - 2 * HALF_WIDTH)
-    low, high = WINDOW_HU
+    low, high = window_hu
     axis.imshow(hu, cmap="gray", vmin=low, vmax=high)
     square = {"fill": False, "edgecolor": "lime", "linewidth": 0.8}
     axis.add_patch(plt.Rectangle((left, top), 2 * HALF_WIDTH, 2 * HALF_WIDTH, **square))
