@@ -12,6 +12,7 @@ from harmonict.evaluate.detection import (
     best_threshold,
     bootstrap_froc,
     froc,
+    nodule_truth,
     operate,
     outcome,
     sensitivity_at,
@@ -25,6 +26,22 @@ def made(patient, nodules, false):
 # Two scans, three nodules (one never found), three false candidates. From the highest threshold down:
 #   0.9 hit | 0.8 false | 0.7 hit | 0.6 false | 0.2 false
 BY_HAND = (made("a", [0.9, MISSED], [0.8, 0.2]), made("b", [0.7], [0.6]))
+
+
+def test_a_ball_becomes_its_box_centre_and_radius_and_one_that_is_cut_off_does_not_count():
+    spacing = np.array([1.0, 0.5, 0.5])
+    grid = np.indices((30, 60, 60)) * spacing[:, None, None, None]
+    balls = {
+        name: np.linalg.norm(grid - np.array(centre)[:, None, None, None], axis=0) <= 4
+        for name, centre in {"whole": (12, 10, 20), "most of it": (1, 10, 20), "cut": (-2, 10, 20)}.items()
+    }
+    truth = nodule_truth(balls, dict.fromkeys(balls, 8.0), spacing)
+    assert truth.counted.tolist() == [True, True, False] and truth.radii_mm.tolist() == [4, 4, 4]
+    assert truth.boxes[0].tolist() == [8, 12, 32, 17, 29, 49]
+    assert truth.centres[0].tolist() == [12, 20, 40]
+    assert nodule_truth({}, {}, spacing).boxes.shape == (0, 6)
+    with pytest.raises(HarmonictError, match="mask of nodule_1 is empty"):
+        nodule_truth({"nodule_1": np.zeros((2, 2, 2), bool)}, {"nodule_1": 8.0}, spacing)
 
 
 def test_a_candidate_hits_within_the_radius_and_not_beyond_it():

@@ -1,4 +1,4 @@
-"""Scores of a detector: which candidates are hits, FROC with its bootstrap, precision, recall, F1, AUC. Plain numpy.
+"""Scores of a detector: what is to be found, which candidates are hits, FROC with its bootstrap, precision, F1, AUC.
 
 A hit is a candidate whose centre is no farther from a nodule's centre than the nodule's radius, as LUNA16 counts, the
 data of Zarei et al.'s table V and figure 8. Of several hits of one nodule the best score counts, the others count
@@ -7,7 +7,7 @@ for nothing. "Scan" is one series.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,19 @@ from harmonict.core import HarmonictError
 
 FROC_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per scan, as in LUNA16
 MISSED = -np.inf  # the score of a nodule that no candidate hits
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The nodules of a scan. boxes: (n, 6) voxels (z0, y0, x0, z1, y1, x1), voxel i covering [i, i + 1).
+
+    centres: (n, 3) voxels (z, y, x). counted: (n,) False where less than half of the nodule was scanned.
+    """
+
+    boxes: np.ndarray
+    centres: np.ndarray
+    radii_mm: np.ndarray
+    counted: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,25 @@ class Operation:
     recall: float
     f1: float
     false_per_scan: float
+
+
+def nodule_truth(
+    masks: Mapping[str, np.ndarray], diameters_mm: Mapping[str, float], spacing_mm: Sequence[float]
+) -> Truth:
+    """Masks of nodules (name -> bool (z, y, x)) and their diameters (same names) -> what is to be found.
+
+    A nodule counts where its mask holds at least half of a ball of its diameter; a scan may end within a nodule.
+    """
+    boxes, centres, counted = [], [], []
+    for name, mask in masks.items():
+        voxels = np.argwhere(mask)
+        if not len(voxels):
+            raise HarmonictError(f"the mask of {name} is empty: a nodule that is not scanned has no mask")
+        boxes.append([*voxels.min(0), *(voxels.max(0) + 1)])
+        centres.append(voxels.mean(0))
+        counted.append(len(voxels) * np.prod(spacing_mm) >= np.pi / 12 * diameters_mm[name] ** 3)
+    radii = np.array([diameters_mm[name] / 2 for name in masks], float)
+    return Truth(np.reshape(boxes, (-1, 6)).astype(float), np.reshape(centres, (-1, 3)), radii, np.array(counted, bool))
 
 
 def outcome(
@@ -95,7 +127,7 @@ def froc(outcomes: Sequence[Outcome]) -> Froc:
     )
 
 
-def sensitivity_at(curve: Froc, rates: Sequence[float] = FROC_RATES) -> np.ndarray:
+def sensitivity_at(curve: Froc, rates: Sequence[float] | np.ndarray = FROC_RATES) -> np.ndarray:
     """(rates,) the best sensitivity at no more than so many false positives per scan; steps, nothing in between."""
     place = np.searchsorted(curve.false_per_scan, np.asarray(rates, float), side="right") - 1
     return curve.sensitivity[place]
