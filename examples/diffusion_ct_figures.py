@@ -2,11 +2,13 @@
 
 harmonict simulate configs/diffusion-ct-trial.toml --out runs/dct
 harmonict benchmark configs/diffusion-ct.toml --out runs/diffusion-ct
-python examples/diffusion_ct_figures.py configs/diffusion-ct.toml runs/diffusion-ct --figure-4 a.png --figure-5 b.png
+python examples/diffusion_ct_figures.py configs/diffusion-ct.toml runs/diffusion-ct --ceiling encoder-decoder \
+    --figure-4 reproducible.png --figure-5 tumour.png
 
 The 1,401 IBEX features in their six classes, of the tumours of the test phantom. The paper's CCC of a class is over its
 features, for each tumour; one feature with large numbers decides it. So each cell has beside it the CCC of each feature
-over the test's random boxes, mean over the features of the class. A model that is not finished has no row.
+over the test's random boxes, mean over the features of the class. A model that is not finished has no row. --ceiling:
+one more row, of the target itself after it went through that model: what a translation in its latent cannot surpass.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from figure_one_tumour import draw
 
-from harmonict.evaluate.benchmark import tumour_images
+from harmonict.evaluate import scores
+from harmonict.evaluate.benchmark import test_cases, tumour_images
 from harmonict.evaluate.benchmark_plan import Plan, load_plan
 from harmonict.evaluate.reproducibility import CURVE_THRESHOLDS, RE_BELOW, ccc_columns
+from harmonict.methods import load_model
 from harmonict.metrics import ccc, relative_error
 from harmonict.radiomics.ibex import ibex_table
 
@@ -32,19 +36,24 @@ COLUMNS = 5
 CLASS = ibex_table()["class6"].to_numpy()
 CLASSES = tuple(dict.fromkeys(CLASS))
 
-Features = tuple[np.ndarray, np.ndarray]  # of tumours and of boxes, (n, 1401)
+Features = tuple[np.ndarray, np.ndarray, float]  # of tumours and of boxes, (n, 1401); PSNR in the body, dB
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path)
     parser.add_argument("out", type=Path, help="the folder of the benchmark")
+    parser.add_argument("--trial", type=Path, help="a cohort table in place of the plan's, for --ceiling")
+    parser.add_argument("--ceiling", metavar="MODEL", help="a model of the plan that the target goes through")
     parser.add_argument("--figure-4", type=Path)
     parser.add_argument("--figure-5", type=Path)
     chosen = parser.parse_args()
     plan = load_plan(chosen.plan)
     target, models = measured(chosen.out, plan)
-    print_table(target, models)
+    rows = dict(models)
+    if chosen.ceiling:
+        rows[f"target through {chosen.ceiling}"] = rebuilt(chosen.out, plan, chosen.trial or plan.trial, chosen.ceiling)
+    print_table(target, rows)
     if chosen.figure_4:
         draw_curves(target, models, chosen.figure_4)
     if chosen.figure_5:
@@ -60,14 +69,27 @@ def measured(out: Path, plan: Plan) -> tuple[Features, dict[str, Features]]:
         raise SystemExit(f"{out} holds no finished model; run `harmonict benchmark` first")
 
     def features(folder: Path) -> Features:
-        tumours, boxes = [], []
+        found = []
         for name in files:
             with np.load(folder / name, allow_pickle=False) as file:
-                tumours += [file[key] for key in sorted(file.files) if key.startswith("nodule_")]
-                boxes.append(file["ibex"])
-        return np.array(tumours), np.concatenate(boxes)
+                found.append(dict(file))
+        return joined(found)
 
     return features(out / "targets"), {name: features(place) for name, place in finished.items()}
+
+
+def joined(measured: list[dict[str, np.ndarray]]) -> Features:
+    """Of all test series. The target has no PSNR."""
+    tumours = [m[key] for m in measured for key in sorted(m) if key.startswith("nodule_")]
+    psnr = [scores.about(m).get("body_psnr_db", np.nan) for m in measured]
+    return np.array(tumours), np.concatenate([m["ibex"] for m in measured]), float(np.mean(psnr))
+
+
+def rebuilt(out: Path, plan: Plan, cohort: Path | str, name: str) -> Features:
+    """The target as that model gives it back."""
+    model = load_model(out / "models" / plan.model(name).place)
+    cases = [case.read() for case in sorted(test_cases(plan, cohort), key=lambda case: case.name)]
+    return joined([scores.measure(case, model.harmonize(case.target)) for case in cases])
 
 
 def class_cccs(target: np.ndarray, value: np.ndarray) -> dict[str, np.ndarray]:
@@ -90,7 +112,7 @@ def print_table(target: Features, models: dict[str, Features]) -> None:
             f"{of_class[c].mean():.2f} ± {of_class[c].std(ddof=1):.2f} / {of_feature[CLASS == c].mean():.2f}"
             for c in CLASSES
         ]
-        print(f"| {name} | " + " | ".join(cells) + f" | {(errors(target, value) < RE_BELOW).sum()} |")
+        print(f"| {name} | " + " | ".join(cells) + f" | {(errors(target, value) < RE_BELOW).sum()} | {value[2]:.1f} |")
 
 
 def errors(target: Features, value: Features) -> np.ndarray:
