@@ -7,14 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from harmonict.core import HarmonictError
+from harmonict.core import HarmonictError, ScanProtocol
 from harmonict.data import pair_series
 from harmonict.harmonizer import make_config
-from harmonict.methods.bridge import Bridge, Config, clean_tail, free_share, ratio_gain
+from harmonict.methods.bridge import Bridge, Config, clean_tail, expected_nps, free_share, lift, ratio_gain
 from harmonict.nn.bridge_network import BAND_FLOOR_HU2, BridgeNetwork, band_powers, filtered
 from harmonict.physics.kernel import Kernel
 from harmonict.physics.mtf import FREQUENCIES_PER_MM
+from harmonict.physics.nps import NoiseSpectrum, patient_nps
 from harmonict.train import Run
 from toy import toy_series
 
@@ -239,3 +241,49 @@ def test_band_powers_see_how_strong_texture_is_and_not_where_its_grains_lie():
     same = (band_powers(a) - band_powers(b)).abs().mean()
     weaker = (band_powers(a) - band_powers(0.5 * b)).abs().mean()
     assert same < 0.35 and weaker > 1.0
+
+
+# -- the level of the noise --------------------------------------------------------------------------------------------
+
+F = np.arange(1, 26) * 0.04
+RAMP = F / np.trapezoid(2 * np.pi * F * F, F)  # of SD 1
+
+
+def made_by(mtf, sd_hu):
+    """The noise of the raw data (a ramp) after a kernel."""
+    return NoiseSpectrum(F, sd_hu**2 * RAMP * np.interp(F, FREQUENCIES_PER_MM, mtf) ** 2, sd_hu, 20)
+
+
+def test_the_noise_that_the_target_would_have_follows_from_the_source_s():
+    soft, sharp = gaussian(0.7), gaussian(0.4)
+    shape = np.stack([F, made_by(sharp, 1).nps_hu2_mm2])
+    wanted = expected_nps(made_by(soft, 30), soft, sharp, shape, target_noise_hu=np.inf)
+    assert wanted.nps_hu2_mm2 == pytest.approx(made_by(sharp, 30).nps_hu2_mm2, rel=1e-6)
+    louder = expected_nps(made_by(soft, 30), soft, sharp, shape, target_noise_hu=10.0)
+    assert louder.sd_hu == 10.0  # a source of less dose: the target's own level
+
+
+def test_the_lift_raises_where_the_network_is_free_and_never_lowers():
+    free = np.clip(FREQUENCIES_PER_MM / 0.5, 0, 1)
+    assert lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 40), free) == pytest.approx(1)
+    raised = lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 25), free)
+    assert raised[0] == 1 and raised[free == 1] == pytest.approx(1.2, rel=1e-3)
+    assert lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 5), free).max() == pytest.approx(1.6)
+
+
+def test_a_path_that_ends_with_too_little_noise_is_helped_out():
+    """The gain is capped far too low, and the network has not learned: the level brings a good part of it back."""
+    raw = toy_series(blur_mm=0, seed=3, slices=4, noise_hu=150, size=192)
+    sigma = lambda blur_mm: (0, *(blur_mm / np.array(raw.pixel_mm)))  # noqa: E731
+    soft, sharp = (
+        raw.with_hu(ndimage.gaussian_filter(raw.hu, sigma(mm)), protocol=ScanProtocol(kernel=kernel))
+        for mm, kernel in ((1.3, "B30"), (0.9, "B70"))
+    )
+    model = fit(soft, sharp, steps=1, check_every=1, gain_cap=1.5)
+    wanted, noise = patient_nps(sharp).sd_hu, {}
+    for level in (False, True):
+        model.config = replace(model.config, level=level)
+        about = model.describe(soft)
+        assert ("lift" in about.measured) == level
+        noise[level] = patient_nps(model.harmonize(soft, about=about)).sd_hu
+    assert noise[False] < 0.9 * wanted and noise[False] * 1.05 < noise[True] < 1.05 * wanted

@@ -65,8 +65,10 @@ def clip_floor(hu: np.ndarray, padding: np.ndarray | None = None) -> float:
 
     hu, padding: (z, y, x) or (y, x); padding counts for nothing.
     """
-    thin = (..., *[slice(None, None, 4 if hu.size > 1e6 else 1)] * 2)  # every 16th voxel is enough to find the value
-    sample = hu[thin] if padding is None else hu[thin][~padding[thin]]
+    step = 4 if hu.size > 1e6 else 1  # every 16th voxel is enough to find the value
+    sample = hu[..., ::step, ::step]
+    if padding is not None:
+        sample = sample[~padding[..., ::step, ::step]]
     if not sample.size:
         return -np.inf
     place = int(5e-4 * sample.size)  # above the strays, within the voxels that are clipped

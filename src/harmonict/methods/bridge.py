@@ -8,6 +8,7 @@
     conditional mean of x_1, nonlinear                              loss "bridge"
     as much texture as the target has, in every octave and place    loss "texture"
     few steps from t = 0 to t = 1                                   Bridge._walk
+    noise as strong as the target's kernel would have made it       lift, Bridge._lift
 Symbols: S, T the MTFs of source and target; G the gain; x_0 filtered source, x_1 target, x_t between them, x_hat_1 what
 the network thinks of x_1; n noise; epsilon(f) the share of a frequency that the network may change.
 
@@ -27,16 +28,18 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 
 from harmonict.core import HarmonictError, ScanProtocol, Series
+from harmonict.core.padding import fill_padding
 from harmonict.data import About, Batch, Scan, SlicePairs
 from harmonict.harmonizer import LEARNED_IN_PIXELS
 from harmonict.nn.bridge_network import MULTIPLE, BridgeNetwork, band_powers, filtered
 from harmonict.nn.diffusion import Noise
 from harmonict.physics.kernel import Kernel, crossing
-from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf
+from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf, spread_slices
 from harmonict.physics.mtf import source_mtf as known_mtf
 from harmonict.physics.nps import NoiseSpectrum, patient_nps
 from harmonict.sampling import SampledHarmonizer
@@ -52,6 +55,8 @@ NOISE_UNIT_HU = 20.0
 LOUDER = 1.25  # a filtered source may be so much noisier than the target before the network may denoise all of it
 SCALE_BATCHES = 32  # of one patch, that the unit is measured on
 MEAN_OF = 0.998  # the running mean of the weights forgets in 1 / (1 - this) steps
+LIFT_SLICES = 4  # that the noise of the result is measured on, before the series is translated
+LIFT_CAP = 1.6
 EDGE_PX = 8  # of a patch, that do not count: mirrored borders reach in
 
 
@@ -69,6 +74,7 @@ class Config:
     files lose more of the highest frequencies (rounding, compression, interpolation) than simulated ones.
     patch, batch, steps, rate: Adam's highest; it falls to 0 along a half cosine.
 
+    level: raise the result's noise to what the target's kernel makes of the source's, where it is lower.
     steps_sampled: network evaluations along the path. temperature: strength of the noise that the path is given, 0 =
     none. samples: how many a spread is taken of; with temperature 0 a spread takes 1, and at least
     4 steps. check_every: steps between two looks at the held-out patients. window: RadiomicGAN's window training.
@@ -87,6 +93,7 @@ class Config:
     batch: int = 16
     steps: int = 40_000
     rate: float = 5e-4
+    level: bool = True
     steps_sampled: int = 4
     temperature: float = 0.5
     samples: int = 8
@@ -108,12 +115,13 @@ class Config:
 
 @dataclass(frozen=True)
 class Told:
-    """What is known of each image of a batch: condition (b, k) without the time, curves gain and free (b, n) at
+    """What is known of each image of a batch: condition (b, k) without the time, curves gain, free and lift (b, n) at
     multiples of FINE_PER_MM, pixel_mm (b, 2)."""
 
     condition: Tensor
     gain: Tensor
     free: Tensor
+    lift: Tensor | None
     pixel_mm: Tensor
 
 
@@ -143,13 +151,14 @@ class Bridge(SampledHarmonizer):
     unit: Tensor  # (1,) HU: root mean square error of the filtered sources of the training
     target_mtf: Tensor  # (64,) at FREQUENCIES_PER_MM: the median of the training's targets at their skin
     target_noise_hu: Tensor  # (1,) their median noise SD; NaN where none shows uniform tissue
+    target_nps: Tensor  # (2, n) frequencies in 1/mm and the shape of the targets' noise spectrum there, of SD 1 HU
     source_f50: Tensor  # (2,) lowest and highest f50 of the training's sources, 1/mm
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self._build()
         self.register_buffer("unit", torch.ones(1))
-        for name in ("pixel_mm", "target_mtf", "target_noise_hu", "source_f50"):
+        for name in ("pixel_mm", "target_mtf", "target_noise_hu", "target_nps", "source_f50"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
 
     def _build(self) -> None:
@@ -163,7 +172,7 @@ class Bridge(SampledHarmonizer):
         self.target, self.pixel_mm = pairs.target_protocol, torch.tensor(pairs.pixel_mm)
         with run.seeded():
             self._build()
-        self._measure(pairs, run)
+        target_nps = self._measure(pairs, run)
         unit = self.unit.to(run.device)
         trained = deepcopy(self.network)  # `self.network` is its running mean: steadier than any of its states
         adam = torch.optim.Adam(trained.parameters(), lr=c.rate)
@@ -206,16 +215,19 @@ class Bridge(SampledHarmonizer):
                 for mean, new in zip(self.network.parameters(), trained.parameters(), strict=True):
                     mean.lerp_(new, share)
             run.check(pairs.held_out, self._judged, may_stop=False)
+        self.target_nps = target_nps  # not before the end: `describe` looks at results only when it is there
         self.card = run.card(pairs)
         return self.eval()
 
-    def _measure(self, pairs: SlicePairs, run: Run) -> None:
-        """Before the first step: the targets' MTF and noise, the sources' range, and the filter's own error."""
+    def _measure(self, pairs: SlicePairs, run: Run) -> Tensor:
+        """Before the first step: the targets' MTF and noise, the sources' range, and the filter's own error. Returns
+        what `target_nps` will be."""
         sources, targets = pairs.scans
         seen = [scan.read() for scan in targets]
         self.target_mtf = torch.from_numpy(np.median([skin_air_mtf(series).kernel.mtf for series in seen], axis=0))
-        noise = [n.sd_hu for n in map(_noise, seen) if n is not None]
-        self.target_noise_hu = torch.tensor([np.median(noise) if noise else np.nan], dtype=torch.float64)
+        noise = [n for n in map(_noise, seen) if n is not None]
+        level = np.median([n.sd_hu for n in noise]) if noise else np.nan
+        self.target_noise_hu = torch.tensor([level], dtype=torch.float64)
         about = {id(scan): self.describe(scan.read()) for scan in sources}
         f50 = [_f50(a.measured["source_mtf"]) for a in about.values()]
         self.source_f50 = torch.tensor([min(f50), max(f50)], dtype=torch.float64)
@@ -232,6 +244,10 @@ class Bridge(SampledHarmonizer):
                 error = filtered(batch.source, told.gain, FINE_PER_MM, told.pixel_mm) - batch.target
                 squares += float(error[batch.measured].square().mean()) / SCALE_BATCHES
         self.unit = torch.tensor([max(squares, 1.0) ** 0.5])
+        if not noise:
+            return torch.zeros(0, dtype=torch.float64)
+        f = noise[0].frequency_per_mm
+        return torch.from_numpy(np.stack([f, np.median([_of_sd_1(f, n.at(f)) for n in noise], axis=0)]))
 
     def _varied(self, batch: Batch) -> tuple[Tensor, tuple[About, ...]]:
         """The batch's sources and what is known of them: some are the target times (S / T)^a, all are a bit noisier."""
@@ -263,7 +279,36 @@ class Bridge(SampledHarmonizer):
         about = replace(about, measured={"source_mtf": mtf})
         if not len(self.target_mtf):
             return about
-        return self._known(about, _noise(series))
+        noise = _noise(series)
+        about = self._known(about, noise)
+        if self.config.level and len(self.target_nps) and noise is not None:
+            about = replace(about, measured={**about.measured, "lift": self._lift(series, about, noise)})
+        return about
+
+    def _lift(self, series: Series, about: About, noise: NoiseSpectrum) -> np.ndarray:
+        """The last filter of the path, at FREQUENCIES_PER_MM: 1, or more where the result has too little noise."""
+        planes = spread_slices(len(series.hu), LIFT_SLICES)
+        some = replace(
+            series,
+            hu=fill_padding(series.hu[planes], None if series.padding is None else series.padding[planes]),
+            padding=None,
+            is_volume=False,
+        )
+        device = self.unit.device
+        told = self._told((about,), device)
+        with torch.inference_mode():
+            made = [
+                to_multiple(
+                    torch.from_numpy(hu)[None, None].to(device), MULTIPLE, lambda x: self._walk(x, told, Noise())
+                )
+                for hu in some.hu
+            ]
+        result = _noise(some.with_hu(torch.cat(made)[:, 0].cpu().numpy()))
+        if result is None:
+            return np.ones(len(FREQUENCIES_PER_MM))
+        source_mtf, target_mtf = clean_tail(about.measured["source_mtf"]), clean_tail(self.target_mtf.cpu().numpy())
+        wanted = expected_nps(noise, source_mtf, target_mtf, self.target_nps.cpu().numpy(), float(self.target_noise_hu))
+        return lift(wanted, result, about.measured["free"])
 
     def _known(self, about: About, noise: NoiseSpectrum | None) -> About:
         mtf = about.measured["source_mtf"]
@@ -303,6 +348,7 @@ class Bridge(SampledHarmonizer):
             condition=torch.cat([mtfs, torch.from_numpy(rest)], dim=1).to(device),
             gain=torch.cat([_fine(a.measured["gain"], device) for a in about]),
             free=torch.cat([_fine(a.measured["free"], device) for a in about]),
+            lift=torch.cat([_fine(a.measured["lift"], device) for a in about]) if "lift" in about[0].measured else None,
             pixel_mm=torch.from_numpy(pixels.astype(np.float32)).to(device),
         )
 
@@ -329,7 +375,7 @@ class Bridge(SampledHarmonizer):
                 n = (x_t - torch.lerp(x_0, x_hat_1, t)) / (t * (1 - t)) ** 0.5
             t = step / c.steps_sampled
             x_t = torch.lerp(x_0, x_hat_1, t) + (t * (1 - t)) ** 0.5 * n
-        return x_t
+        return x_t if told.lift is None else filtered(x_t, told.lift, FINE_PER_MM, told.pixel_mm)
 
     def _estimate(
         self, x_t: Tensor, x_0: Tensor, source: Tensor, t: Tensor, told: Told, *, network: nn.Module | None = None
@@ -397,6 +443,39 @@ def free_share(gain: np.ndarray, louder: float) -> np.ndarray:
     amplified = 1 - 1 / np.maximum(gain, 1.0) ** 2
     noise = max(0.0, 1 - (LOUDER / louder) ** 2) if louder > 0 else 0.0
     return np.maximum(amplified, noise * -np.expm1(-((FREQUENCIES_PER_MM / 0.05) ** 2)))
+
+
+def expected_nps(
+    noise: NoiseSpectrum, source_mtf: np.ndarray, target_mtf: np.ndarray, target_nps: np.ndarray, target_noise_hu: float
+) -> NoiseSpectrum:
+    """The noise that the target's kernel would have made of the same raw data.
+
+    Its shape is the training targets' (2, n); its level follows from the source's, times (T / S)^2, where the source
+    shows noise and little anatomy: from 0.14 per mm to where S falls under 0.15. A level above LOUDER times that of the
+    training's targets is theirs instead: then the network takes noise away.
+    """
+    f, shape = target_nps
+    source, target = (np.interp(f, FREQUENCIES_PER_MM, mtf) for mtf in (source_mtf, target_mtf))
+    band = (f >= 0.14) & np.cumprod(source > 0.15).astype(bool)
+    if not band.any():
+        return NoiseSpectrum(f, np.zeros_like(f), 0.0, 0)
+    sd = float(np.exp(0.5 * np.log(noise.at(f) * (target / source) ** 2 / shape)[band].mean()))
+    if sd > LOUDER * target_noise_hu:
+        sd = target_noise_hu
+    return NoiseSpectrum(f, sd**2 * shape, sd, noise.patches)
+
+
+def lift(wanted: NoiseSpectrum, result: NoiseSpectrum, free: np.ndarray) -> np.ndarray:
+    """The filter at FREQUENCIES_PER_MM that raises the result's noise to what is wanted: at most LIFT_CAP, never under
+    1, and 1 where the network is not free. Smooth over 0.05 per mm."""
+    f = wanted.frequency_per_mm
+    ratio = np.log(np.maximum(wanted.nps_hu2_mm2, 1e-12) / np.maximum(result.at(f), 1e-12)) / 2
+    smooth = ndimage.gaussian_filter1d(ratio, 0.05 / float(np.mean(np.diff(f))), mode="nearest")
+    return np.exp(np.interp(FREQUENCIES_PER_MM, f, smooth).clip(0, np.log(LIFT_CAP)) * free)
+
+
+def _of_sd_1(f: np.ndarray, power: np.ndarray) -> np.ndarray:
+    return power / np.trapezoid(2 * np.pi * f * power, f)
 
 
 def _noise_after(noise: NoiseSpectrum, gain: np.ndarray) -> float:
