@@ -47,7 +47,7 @@ def main() -> None:
             row = table.loc[name]
             title += f"\n{row['reproducible_of_1401']:.0f} features, {row['whole_psnr_db']:.1f} dB"
         axis.set_title(title, fontsize=8)
-    figure.tight_layout(pad=0.3)
+    figure.tight_layout(pad=0.3, h_pad=0.8)
     figure.savefig(chosen.figure, dpi=110)
 
 
