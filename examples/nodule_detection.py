@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--out", type=Path, default=Path("nodule-detection"))
     parser.add_argument("--renditions", type=int, default=4, help="of each patient, evenly through the trial's list")
-    parser.add_argument("--steps", type=int, default=400, help="of four patches")
+    parser.add_argument("--steps", type=int, default=1200, help="of four patches; a third of a second each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
@@ -183,7 +183,7 @@ def trained_and_tested(
     """Outcomes on the test patients and the threshold of each of the three detectors."""
     from harmonict.nn.detector import Example, train_detector
 
-    def trained(kind: str, until_loss: float | None) -> tuple[Any, float]:
+    def trained(kind: str, until_loss: float | None) -> tuple[Callable[[str, str], list[Outcome]], float]:
         examples = [Example(scan.hu, scan.truth.boxes) for scan in scans[kind, "learn"]]
         series = hashlib.sha256(" ".join(scan.series for scan in scans[kind, "learn"]).encode()).hexdigest()
         identity = {"method": "nodule detector", "images": kind, "series": series, "steps": args.steps}
@@ -192,27 +192,27 @@ def trained_and_tested(
         run = Run(args.out / f"{kind}.run", seed=args.seed, identity=identity)
         detector, loss = train_detector(examples, run, steps=args.steps, until_loss=until_loss)
         print(f"{kind}: {run.step_number} steps, mean loss of the last five epochs {loss:.4f}", file=sys.stderr)
-        return detector, loss
+
+        def tested(kind: str, side: str) -> list[Outcome]:
+            with run.inside():
+                return [outcome_of(detector.detect(scan.hu), scan) for scan in scans[kind, side]]
+
+        return tested, loss
 
     outcomes, thresholds = {}, {}
     plain, loss = trained("NH", None)
-    thresholds["NH/NH"] = thresholds["NH/H"] = best_threshold(tested(plain, scans["NH", "keep"]))
-    outcomes["NH/NH"] = tested(plain, scans["NH", "test"])
-    outcomes["NH/H"] = tested(plain, scans["H", "test"])
+    thresholds["NH/NH"] = thresholds["NH/H"] = best_threshold(plain("NH", "keep"))
+    outcomes["NH/NH"], outcomes["NH/H"] = plain("NH", "test"), plain("H", "test")
     harmonized, _ = trained("H", loss)
-    thresholds["H/H"] = best_threshold(tested(harmonized, scans["H", "keep"]))
-    outcomes["H/H"] = tested(harmonized, scans["H", "test"])
+    thresholds["H/H"] = best_threshold(harmonized("H", "keep"))
+    outcomes["H/H"] = harmonized("H", "test")
     return outcomes, thresholds
 
 
-def tested(detector: Any, scans: Sequence[Scan]) -> list[Outcome]:
-    """What a detector makes of each scan."""
-    found = []
-    for scan in scans:
-        centres, scores = detector.detect(scan.hu)
-        truth, mm = scan.truth, scan.spacing_mm
-        found.append(outcome(scan.subject, centres * mm, scores, truth.centres * mm, truth.radii_mm, truth.counted))
-    return found
+def outcome_of(found: tuple[np.ndarray, np.ndarray], scan: Scan) -> Outcome:
+    """Candidates of a scan against its nodules, in mm."""
+    (centres, scores), truth, mm = found, scan.truth, scan.spacing_mm
+    return outcome(scan.subject, centres * mm, scores, truth.centres * mm, truth.radii_mm, truth.counted)
 
 
 # -- tables and figure -------------------------------------------------------------------------------------------------
