@@ -59,6 +59,7 @@ from harmonict.window_training import WindowKind, WindowSettings, window_batches
 
 SAMPLES, STEP_PER_MM = len(FREQUENCIES_PER_MM), float(FREQUENCIES_PER_MM[1])
 RIM = 2  # samples more on each side of MTF2D, so that its border does not reach into what is used of Omega's result
+WHITE_FROM_PER_MM, WHITE_AT_PER_MM = 0.05, 0.2  # spectra are raised from the first on; at the second about by 1
 HEAD_MM = 210.0  # a body of a smaller diameter may be a head,
 SKULL_HU, SKULL_SHARE = 300.0, 0.25  # and is one if so much of its rim is bone
 
@@ -117,6 +118,18 @@ class Omega(nn.Module):
         return F.grid_sample(filters, grid, padding_mode="border", align_corners=False)
 
 
+def whitening(shape: tuple[int, int], pixel_mm: Tensor) -> Tensor:
+    """By what each frequency of `rfft2` of an image (h, w) with pixels pixel_mm (b, 2) is raised: (b, h, w // 2 + 1).
+
+    Spectra of images fall as 1 / f. Without this, every gradient step is about the mean of the image, and edges, which
+    are all that differs between source and target, are learned late.
+    """
+    device = pixel_mm.device
+    f_y, f_x = torch.fft.fftfreq(shape[0], device=device), torch.fft.rfftfreq(shape[1], device=device)
+    y, x = f_y[:, None] / pixel_mm[:, :1, None], f_x[None, :] / pixel_mm[:, 1:, None]
+    return (y.square() + x.square() + WHITE_FROM_PER_MM**2).sqrt() / WHITE_AT_PER_MM
+
+
 class Generator(nn.Module):
     """G(I, MTF2D) of eq 3, HU in and HU out; from the Fourier transform on in float32."""
 
@@ -126,7 +139,7 @@ class Generator(nn.Module):
         channels = c.decoder[-1] + 1
         self.gamma = VGGUNet(c.feature_width, c.decoder, depth=c.depth, attention=True, window=c.patch)
         self.omega = Omega(c.omega, channels)
-        # The 3-D convolution's weights, as a matrix: channels-last models may hold no weight of rank 5.
+        # The 3-D convolution reaches over one frequency and one part, so its weights are a matrix.
         self.mix = nn.Linear(2 * channels, c.filters, bias=False)
         self.after = nn.Conv2d(c.filters, c.filters, 3, padding=1)
         self.attention = AttentionGate(1, c.filters)
@@ -151,9 +164,10 @@ class Generator(nn.Module):
             m = min(self.margin, h - 1, w - 1)
             image = F.pad(image, (m, m, m, m), mode="reflect")
             shape = (h + 2 * m, w + 2 * m)
-            spectrum = torch.view_as_real(torch.fft.rfft2(image)).permute(0, 1, 4, 2, 3)  # (b, c, 2, f_y, f_x)
-            omega = self.omega.at(filters, shape, pixel_mm)[:, :, None]
-            mixed = F.conv3d(torch.cat([spectrum, spectrum * omega], 1), self.mix.weight[:, :, None, None, None])
+            spectrum = torch.fft.rfft2(image) * whitening(shape, pixel_mm)[:, None]
+            parts = torch.view_as_real(spectrum).movedim(-1, 2)  # (b, c, 2, f_y, f_x)
+            both = torch.cat([parts, parts * self.omega.at(filters, shape, pixel_mm)[:, :, None]], 1)
+            mixed = (self.mix.weight @ both.flatten(2)).unflatten(2, both.shape[2:])
             image = torch.fft.irfft2(torch.complex(mixed[:, :, 0], mixed[:, :, 1]), s=shape)[..., m : m + h, m : m + w]
             residual = self.last(self.attention(x, torch.relu(self.after(image))))
         return hu + RESIDUAL_HU * residual
