@@ -236,6 +236,16 @@ def test_it_stops_when_the_held_out_patients_gain_no_more_and_keeps_the_best_wei
     json.dumps(card)
 
 
+def test_a_rate_that_falls_to_0_is_followed_to_its_end_and_its_last_state_kept():
+    network = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1))])
+    pairs, run = make_pairs(), Run(patience=1, say=lambda line: None)
+    for _ in run.batches(pairs, size=1, patch=32, steps=6, epoch_steps=2, network=network):
+        network[0].data += 1.0
+        run.check(pairs.held_out, lambda b: b.target + 10 * network[0].item(), keep="last")
+    assert run.step_number == 6 and network[0].item() == 6.0
+    assert run.card(pairs)["training"][0]["kept_step"] == 6
+
+
 def test_the_validation_ccc_falls_with_blur_noise_and_bias_and_is_1_for_the_truth():
     batches = [make_pairs().batch((0, n), size=1, patch=64, augment=False) for n in range(6)]
     truth = [b.target for b in batches]

@@ -235,13 +235,15 @@ class Run:
         """Whether this step is followed by a look at the held-out patients."""
         return self._ends_epoch
 
-    def check(self, held_out: SlicePairs | None, output: Callable[[Batch], Tensor], *, may_stop: bool = True) -> None:
+    def check(
+        self, held_out: SlicePairs | None, output: Callable[[Batch], Tensor], *, keep: Literal["best", "last"] = "best"
+    ) -> None:
         """At the end of an epoch: judge the state on patients that it does not learn from, and draw a contact sheet.
 
         output: a batch -> what the method makes of it, (b, 1, h, w) in HU. The validation CCC is the mean over the
         features of `tile_features` of their CCC over the tiles of fixed patches; it decides which state is kept and
-        when to stop. Without held-out patients, or without pairs, there is the sheet alone. may_stop: False for a rate
-        that falls to 0 along the loop, whose last states are its best.
+        when to stop. Without held-out patients, or without pairs, there is the sheet alone. keep: "last" for a rate
+        that falls to 0 along the loop: it goes to its end, and its last state is the model.
         """
         if not self._ends_epoch:
             return
@@ -268,14 +270,15 @@ class Run:
         loop["checks"] += 1
         for name, value in (("validation CCC", score), ("validation MAE HU", mae)):
             self._log.add(step, name, value)
-        if loop["best"] is None or score > loop["best"]["ccc"]:
+        if keep == "last" or loop["best"] is None or score > loop["best"]["ccc"]:
             weights = {name: _copy(part.state_dict()) for name, part in networks.items()}
             loop["best"] = {"ccc": score, "mae_hu": mae, "step": step, "check": loop["checks"], "weights": weights}
-        elif may_stop and loop["checks"] - loop["best"]["check"] >= self.patience:
+        elif loop["checks"] - loop["best"]["check"] >= self.patience:
             self._stopped = True
         better = loop["best"]["step"] == step
+        kept = "kept" if keep == "last" else "best so far"
         if self.is_first:
-            words = f"best so far (source as it is: {loop['identity'][0]:.3f})" if better else "no better"
+            words = f"{kept} (source as it is: {loop['identity'][0]:.3f})" if better else "no better"
             end = ", stopping" if self._stopped else ""
             self._say(f"step {step}: {self._log.last()}, {words}{end}")
 

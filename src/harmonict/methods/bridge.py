@@ -214,7 +214,7 @@ class Bridge(SampledHarmonizer):
             with torch.no_grad():
                 for mean, new in zip(self.network.parameters(), trained.parameters(), strict=True):
                     mean.lerp_(new, share)
-            run.check(pairs.held_out, self._judged, may_stop=False)
+            run.check(pairs.held_out, self._judged, keep="last")
         self.target_nps = target_nps  # not before the end: `describe` looks at results only when it is there
         self.card = run.card(pairs)
         return self.eval()
