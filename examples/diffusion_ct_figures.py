@@ -104,8 +104,8 @@ def print_table(target: Features, models: dict[str, Features]) -> None:
     print(
         f"{len(target[1])} boxes: CCC of each feature over the boxes, mean over the class. Last: features of 1,401 with"
     )
-    print(f"a relative error below {100 * RE_BELOW:.0f} %, mean over the tumours.\n")
-    print("| | " + " | ".join(CLASSES) + " | reproducible |\n|---|" + "---|" * (len(CLASSES) + 1))
+    print(f"a relative error below {100 * RE_BELOW:.0f} %, mean over the tumours, and PSNR in the body.\n")
+    print("| | " + " | ".join(CLASSES) + " | reproducible | PSNR (dB) |\n|---|" + "---|" * (len(CLASSES) + 2))
     for name, value in models.items():
         of_class, of_feature = class_cccs(target[0], value[0]), ccc_columns(target[1], value[1])
         cells = [
@@ -136,7 +136,7 @@ def draw_curves(target: Features, models: dict[str, Features], path: Path) -> No
 
 
 def draw_tumour(out: Path, plan: Plan, path: Path) -> None:
-    """The slice of one tumour after each model, the tumour magnified; below it the paper's CCC of GLCM."""
+    """The slice of one tumour after each model, the tumour magnified; the paper's CCC of GLCM, mean over tumours."""
     images = tumour_images(out, plan)
     target, models = measured(out, plan)
     shown = {"target": images["target"]} | {name: images[name] for name in models if name in images}
@@ -150,7 +150,7 @@ def draw_tumour(out: Path, plan: Plan, path: Path) -> None:
         if name in models:
             title += f"\nCCC of GLCM {class_cccs(target[0], models[name][0])['GLCM'].mean():.2f}"
         axis.set_title(title, fontsize=8)
-    figure.tight_layout(pad=0.3)
+    figure.tight_layout(pad=0.3, h_pad=1.5)
     figure.savefig(path, dpi=110)
 
 
