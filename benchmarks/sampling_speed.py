@@ -6,9 +6,10 @@
 MODEL: a trained `ddpm` or `diffusion-ct`; the peer is a trained `ddpm` (MODEL itself, if it is one) that goes through
 all its steps with the sampler `ddpm`. Patches of the patients that a training with the same --seed holds out, the same
 for all. CCC: mean over the tile features that trainings are judged by of their CCC over soft-tissue tiles. Times are
-medians of a patch, one at a time, on one thread. Bound: the default steps of MODEL are at least 20 times as fast as
-the peer (R = peer / ours / 20), at a CCC less than 0.02 below the peer's; what they lose to the best of the curve is
-printed too. One slice of 512 x 512 at the default steps is drawn at the end, for its seconds and the process' memory.
+medians over the patches, drawn one at a time, of the processor's seconds on one thread. Bound: the default steps of
+MODEL are at least 20 times as fast as the peer (R = peer / ours / 20), at a CCC less than 0.02 below the peer's; what
+they lose to the best of the curve is printed too. At the end one slice of 512 x 512 is drawn at the default steps, for
+its seconds and the memory of the process.
 """
 
 import argparse
@@ -37,10 +38,10 @@ def drawn(model: SampledHarmonizer, batches: list[Batch]) -> tuple[list[torch.Te
     images, seconds = [], []
     with torch.inference_mode():
         for batch in batches:
-            start = time.perf_counter()
+            start = time.process_time()
             about = About((float(model.pixel_mm[0]), float(model.pixel_mm[1])))
             images.append(model.translate(batch.source, model.target, about))
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
     return images, statistics.median(seconds)
 
 
