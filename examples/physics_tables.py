@@ -11,7 +11,8 @@
 Only test patients are scored, each under every kernel, strength and dose. LAA-950, Perc15 and lung mass are read in the
 true lung mask; nodules are segmented by K-means around their true mask. ComBat is fitted on the training COPD patients
 and applied to the test ones. What was measured stands in OUT/measurements.csv and is not measured again while the
-models are the same; tables in OUT/tables.md and one CSV each.
+models are the same; tables in OUT/tables.md and one CSV each, figures as PNG beside them. The weakest kernels and doses
+are listed last.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,10 +214,19 @@ def tables(trial: Path, models: dict[str, Harmonizer], ablation: list[str], page
     copd = pd.concat([copd, combat(train, copd)])
     spread = renditions(copd)
     page.table("table4", "Spread over kernels and doses, SD (paper: table IV)", spread)
+    page.table(
+        "weakest",
+        "By how much kernels and doses miss the truth on average, worst first",
+        weakest(copd, [*full, *ablation]),
+    )
     page.table("figure6", "Difference to the smooth kernel at high dose, as it is (paper: figure 6)", agreement(copd))
     page.table(
         "figure7", "Noise, sharpness, detectability (paper: figure 7)", mean_sd(found, [*full, *ablation], PHYSICS)
     )
+    errors = {f"error {key}": f"error {title}" for key, title in DENSITY.items()}
+    boxes(copd, full, {"ssim_body": "SSIM (body)"} | errors, page.out / "figure4.png", by="kernel group")
+    limits_of_agreement(copd, page.out / "figure6.png")
+    boxes(found, [*full, *ablation], PHYSICS, page.out / "figure7.png")
     verdicts(spread, copd, full, ablation, page)
 
 
@@ -298,8 +308,7 @@ def renditions(copd: pd.DataFrame) -> pd.DataFrame:
 
 def agreement(copd: pd.DataFrame) -> pd.DataFrame:
     """Bland-Altman of every rendition against the mean of the patient's smooth ones at high dose, as they are."""
-    best = copd[(copd["method"] == RAW) & (copd["kernel group"] == SMOOTH) & (copd["dose_mgy"].map(DOSES) == "high")]
-    reference = best.groupby("patient")[list(DENSITY)].mean()
+    reference = reference_of(copd)
     rows = {}
     for method, part in copd.groupby("method", sort=False):
         rows[method] = {}
@@ -308,6 +317,26 @@ def agreement(copd: pd.DataFrame) -> pd.DataFrame:
             rows[method] |= {f"{title}: bias": number(found.bias), f"{title}: SD": number(found.sd)}
             rows[method][f"{title}: limits"] = f"{number(found.lower)} to {number(found.upper)}"
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def reference_of(copd: pd.DataFrame) -> pd.DataFrame:
+    """Patients x biomarkers: the mean of the patient's smooth renditions at high dose, as they are."""
+    best = copd[(copd["method"] == RAW) & (copd["kernel group"] == SMOOTH) & (copd["dose_mgy"].map(DOSES) == "high")]
+    return best.groupby("patient")[list(DENSITY)].mean()
+
+
+def weakest(copd: pd.DataFrame, methods: list[str], *, count: int = 6) -> pd.DataFrame:
+    """The renditions (kernel, strength, dose) with the largest mean error of LAA-950, of each method."""
+    errors = [f"error {key}" for key in ("laa950_percent", "perc15_hu")]
+    strength = copd["iterative_strength"].map(lambda i: f"({i:.0f})" if i else "")
+    rendition = copd["kernel"] + strength + copd["dose_mgy"].map(lambda d: f" {d:g} mGy")
+    mean = copd.assign(rendition=rendition).groupby(["method", "rendition"])[errors].mean()
+    columns = {}
+    for method in methods:
+        worst = mean.loc[method].nlargest(count, errors[0])
+        texts = [f"{name}: {number(laa)} %, {number(hu)} HU" for name, laa, hu in worst.itertuples()]
+        columns[method] = pd.Series(texts, index=range(1, len(texts) + 1))
+    return pd.DataFrame(columns).fillna("")
 
 
 def verdicts(spread: pd.DataFrame, copd: pd.DataFrame, full: list[str], ablation: list[str], page: Page) -> None:
@@ -329,6 +358,79 @@ def verdicts(spread: pd.DataFrame, copd: pd.DataFrame, full: list[str], ablation
                 a, b = (by[column].mean()[name] for name in (ours, other))
                 word = "beats" if sign * (a - b) > 0 else "does NOT beat"
                 page.say(f"**{ours} {word} {other} on {title}: {a:.4g} against {b:.4g}.**")
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def boxes(
+    table: pd.DataFrame, methods: list[str], columns: Mapping[str, str], path: Path, *, by: str | None = None
+) -> None:
+    """A panel for each column, a box over series for each method, in groups by another column."""
+    import matplotlib.pyplot as plt
+
+    groups = [g for g in (SMOOTH, AVERAGE, SHARP) if (table[by] == g).any()] if by else [""]
+    figure, axes = plt.subplots(1, len(columns), figsize=(4.2 * len(columns), 4.2), layout="constrained")
+    colours = plt.get_cmap("tab10").colors
+    for axis, (column, title) in zip(np.ravel(axes), columns.items(), strict=True):
+        for m, method in enumerate(methods):
+            rows = table[table["method"] == method]
+            values = [(rows[rows[by] == g] if by else rows)[column].dropna() for g in groups]
+            places = np.arange(len(groups)) + (m - (len(methods) - 1) / 2) * 0.8 / len(methods)
+            drawn = axis.boxplot(values, positions=places, widths=0.7 / len(methods), patch_artist=True, sym=".")
+            for box in drawn["boxes"]:
+                box.set_facecolor(colours[m])
+            axis.plot([], [], "s", color=colours[m], label=method)
+        axis.set_xticks(range(len(groups)), groups)
+        axis.set_title(title)
+    np.ravel(axes)[0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def limits_of_agreement(copd: pd.DataFrame, path: Path) -> None:
+    """Bland-Altman panels: biomarkers downwards, methods across, a colour for each kernel group."""
+    import matplotlib.pyplot as plt
+
+    reference, methods = reference_of(copd), list(dict.fromkeys(copd["method"]))
+    size = (3.2 * len(methods), 2.8 * len(DENSITY))
+    figure, axes = plt.subplots(
+        len(DENSITY), len(methods), figsize=size, squeeze=False, sharey="row", layout="constrained"
+    )
+    for (key, title), row in zip(DENSITY.items(), axes, strict=True):
+        for method, axis in zip(methods, row, strict=True):
+            part = copd[copd["method"] == method]
+            wanted = part["patient"].map(reference[key])
+            for group in (SMOOTH, AVERAGE, SHARP):
+                mine = part["kernel group"] == group
+                axis.plot((wanted + part[key])[mine] / 2, (part[key] - wanted)[mine], ".", label=group)
+            found = bland_altman(wanted, part[key])
+            for y, style in ((found.bias, "-"), (found.lower, ":"), (found.upper, ":")):
+                axis.axhline(y, linestyle=style, color="black", linewidth=1)
+            axis.set_title(method if key == next(iter(DENSITY)) else "")
+            axis.set_xlabel(f"mean {title}")
+        row[0].set_ylabel(f"difference {title}")
+    axes[0, 0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def before_and_after(images: list[tuple[str, list[tuple[str, np.ndarray]]]], path: Path) -> None:
+    """A row for each scan: its middle slice as it is and as each model makes it; -1100 to 300 HU."""
+    import matplotlib.pyplot as plt
+
+    wide = max(len(row) for _, row in images)
+    figure, axes = plt.subplots(
+        len(images), wide, figsize=(3 * wide, 3.1 * len(images)), squeeze=False, layout="constrained"
+    )
+    for (name, row), line in zip(images, axes, strict=True):
+        for axis in line:
+            axis.axis("off")
+        for (method, hu), axis in zip(row, line, strict=False):
+            axis.imshow(hu, cmap="gray", vmin=-1100, vmax=300)
+            axis.set_title(f"{name}, {method}", fontsize="small")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 # -- real images -------------------------------------------------------------------------------------------------------
@@ -364,17 +466,22 @@ def real(data: Path, models: dict[str, Harmonizer], page: Page) -> None:
             rows.append(row)
     shown = pd.DataFrame(rows).set_index("patient").map(lambda v: number(v) if isinstance(v, float) else v)
     page.table("real-pairs", "Kernel pairs of real scans: how far apart the kernels' images are", shown.fillna(""))
-    rows = []
+    rows, images = [], []
     for folder in sorted((data / "ct").iterdir()):
         for found in find_series(folder).found:
             series = found.read()
+            shown: list[tuple[str, np.ndarray]] = []
+            images.append((f"{folder.name} {series.protocol.kernel or ''}", shown))
             for method in (RAW, *models):
                 try:
                     made = series if method == RAW else models[method].harmonize(series)
-                    row = {title: number(physics_of(made)[key]) for key, title in PHYSICS.items()}
+                    shown.append((method, made.hu[len(made.hu) // 2]))
+                    physics = physics_of(made)
+                    row = {title: number(physics[key]) for key, title in PHYSICS.items()}
                 except HarmonictError as error:
                     row = {"refused": str(error)}
                 rows.append({"patient": folder.name, "kernel": series.protocol.kernel or "", "method": method} | row)
+    before_and_after(images, page.out / "figure9.png")
     page.table("real-ct", "Other real scans (paper: figure 9)", pd.DataFrame(rows).set_index("patient").fillna(""))
 
 
