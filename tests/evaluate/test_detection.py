@@ -37,7 +37,8 @@ def test_a_ball_becomes_its_box_centre_and_radius_and_one_that_is_cut_off_does_n
     }
     truth = nodule_truth(balls, dict.fromkeys(balls, 8.0), spacing)
     assert truth.counted.tolist() == [True, True, False] and truth.radii_mm.tolist() == [4, 4, 4]
-    assert truth.boxes[0].tolist() == [8, 12, 32, 17, 29, 49]
+    assert truth.boxes[0].tolist() == [8.5, 12.5, 32.5, 16.5, 28.5, 48.5]
+    assert truth.boxes[2][[0, 3]].tolist() == [0, pytest.approx(5, abs=0.5)]
     assert truth.centres[0].tolist() == [12, 20, 40]
     assert nodule_truth({}, {}, spacing).boxes.shape == (0, 6)
     with pytest.raises(HarmonictError, match="mask of nodule_1 is empty"):

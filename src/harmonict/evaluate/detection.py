@@ -22,7 +22,8 @@ MISSED = -np.inf  # the score of a nodule that no candidate hits
 class Truth:
     """The nodules of a scan. boxes: (n, 6) voxels (z0, y0, x0, z1, y1, x1), voxel i covering [i, i + 1).
 
-    centres: (n, 3) voxels (z, y, x). counted: (n,) False where less than half of the nodule was scanned.
+    Each box holds the ball of the nodule's diameter without its spicules, as far as that was scanned. centres: (n, 3)
+    voxels (z, y, x). counted: (n,) False where less than half of the nodule was scanned.
     """
 
     boxes: np.ndarray
@@ -72,13 +73,17 @@ def nodule_truth(
     A nodule counts where its mask holds at least half of a ball of its diameter; a scan may end within a nodule.
     """
     boxes, centres, counted = [], [], []
+    spacing = np.asarray(spacing_mm, float)
     for name, mask in masks.items():
         voxels = np.argwhere(mask)
         if not len(voxels):
             raise HarmonictError(f"the mask of {name} is empty: a nodule that is not scanned has no mask")
-        boxes.append([*voxels.min(0), *(voxels.max(0) + 1)])
-        centres.append(voxels.mean(0))
-        counted.append(len(voxels) * np.prod(spacing_mm) >= np.pi / 12 * diameters_mm[name] ** 3)
+        centre, reach = voxels.mean(0), diameters_mm[name] / 2 / spacing
+        boxes.append(
+            np.concatenate([np.maximum(centre + 0.5 - reach, 0), np.minimum(centre + 0.5 + reach, mask.shape)])
+        )
+        centres.append(centre)
+        counted.append(len(voxels) * np.prod(spacing) >= np.pi / 12 * diameters_mm[name] ** 3)
     radii = np.array([diameters_mm[name] / 2 for name in masks], float)
     return Truth(np.reshape(boxes, (-1, 6)).astype(float), np.reshape(centres, (-1, 3)), radii, np.array(counted, bool))
 
