@@ -19,7 +19,7 @@ SHARP = toy_series(blur_mm=0.8, seed=3, slices=8, noise_hu=20, kernel="B70", siz
 SOFT = toy_series(blur_mm=1.2, seed=3, slices=8, noise_hu=20, kernel="B30", size=160)
 ONE = replace(SOFT, hu=SOFT.hu[:1])
 SMALL = {"widths": (12, 24), "blocks": 1, "residual": True, "predicts": "velocity", "patch": 48, "batch": 4}
-SMALL |= {"steps": 300, "rate": 3e-3, "rate_end": 0.1, "check_every": 300, "steps_sampled": 8, "sampler": "dpm"}
+SMALL |= {"steps": 600, "rate": 3e-3, "rate_end": 0.1, "check_every": 600, "steps_sampled": 8, "sampler": "dpm"}
 
 
 def fit(source, target, folder=None, **changes):
@@ -41,8 +41,15 @@ def test_its_loss_falls_and_what_it_draws_is_nearer_to_the_target_than_the_sourc
     inside = np.hypot(*(np.mgrid[:160, :160] - 79.5)) < 60
     made = model.harmonize(SOFT).hu
     errors = [np.square(hu - SHARP.hu)[:, inside].mean() for hu in (SOFT.hu, made)]
-    assert errors[1] < 0.6 * errors[0]
+    assert errors[1] < 0.3 * errors[0]
     assert abs((made - SHARP.hu)[:, inside].mean()) < 3  # no bias
+
+
+def test_what_it_draws_of_eight_slices_comes_under_a_tenth_of_its_first_squared_error(fitted):
+    """Its own loss is of noise, of which no network can know all; an image that is drawn can be right."""
+    first, last = (model.harmonize(SOFT).hu for model in (fit(SOFT, SHARP, steps=1), fitted[0]))
+    errors = [np.square(hu - SHARP.hu).mean() for hu in (first, last)]
+    assert errors[1] < 0.1 * errors[0]
 
 
 def test_another_number_of_steps_or_sampler_draws_another_sample_of_the_same(fitted):
