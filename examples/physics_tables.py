@@ -3,8 +3,8 @@
     harmonict simulate duke-small --out duke --jobs 2
     python examples/physics_tables.py duke --copd-only duke/copd.csv      patients for the ablation, as a cohort table
     harmonict fit physics  --size compact --cohort duke/cohort.csv --target-protocol truth --out physics
-    harmonict fit physics  --size compact --cohort duke/copd.csv --target-protocol truth --out physics-copd
-    harmonict fit vgg-unet --size compact --cohort duke/copd.csv --target-protocol truth --out vgg-unet-copd
+    harmonict fit physics  --size compact --cohort duke/copd.csv ... --set steps=3000 --set cycle=1000 --out physics-copd
+    harmonict fit vgg-unet --size compact --cohort duke/copd.csv ... --set steps=3000 --set cycle=1000 --out vgg-unet-copd
     python examples/physics_tables.py duke --model physics --ablation physics-copd vgg-unet-copd --out tables
     HARMONICT_DATA=... python examples/physics_tables.py --real --model physics --out tables
 
@@ -371,19 +371,22 @@ def boxes(
 
     groups = [g for g in (SMOOTH, AVERAGE, SHARP) if (table[by] == g).any()] if by else [""]
     figure, axes = plt.subplots(1, len(columns), figsize=(4.2 * len(columns), 4.2), layout="constrained")
-    colours = plt.get_cmap("tab10").colors
+    colours, black = plt.get_cmap("tab10").colors, {"color": "black"}
     for axis, (column, title) in zip(np.ravel(axes), columns.items(), strict=True):
         for m, method in enumerate(methods):
             rows = table[table["method"] == method]
             values = [(rows[rows[by] == g] if by else rows)[column].dropna() for g in groups]
             places = np.arange(len(groups)) + (m - (len(methods) - 1) / 2) * 0.8 / len(methods)
-            drawn = axis.boxplot(values, positions=places, widths=0.7 / len(methods), patch_artist=True, sym=".")
+            drawn = axis.boxplot(
+                values, positions=places, widths=0.7 / len(methods), patch_artist=True, sym=".", medianprops=black
+            )
             for box in drawn["boxes"]:
                 box.set_facecolor(colours[m])
             axis.plot([], [], "s", color=colours[m], label=method)
         axis.set_xticks(range(len(groups)), groups)
         axis.set_title(title)
-    np.ravel(axes)[0].legend(fontsize="small")
+    handles, labels = np.ravel(axes)[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(methods))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -410,7 +413,8 @@ def limits_of_agreement(copd: pd.DataFrame, path: Path) -> None:
             axis.set_title(method if key == next(iter(DENSITY)) else "")
             axis.set_xlabel(f"mean {title}")
         row[0].set_ylabel(f"difference {title}")
-    axes[0, 0].legend(fontsize="small")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

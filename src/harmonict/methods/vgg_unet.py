@@ -7,7 +7,7 @@ Symbols: I source, I_h harmonized.
 Departures: 1. VGG-19 (the paper says VGG; this decoder with it gives the 29 M). 2. The result is I plus what the U-Net
 gives, which starts at 0, as in `physics`: the two differ in what they are told, not in their long skip. 3. The lung of
 a patch is told by its HU; the critic has no normalisation layers (both as in `physics`). 4. `compact`: as wide as that
-of `physics`.
+of `physics`, and as there by the pixel loss alone.
 """
 
 from __future__ import annotations
