@@ -99,7 +99,7 @@ class DDPM(SampledHarmonizer):
             "steps": 3500,
             "rate": 2e-3,
             "rate_end": 0.05,
-            "steps_sampled": 8,
+            "steps_sampled": 6,
             "sampler": "dpm",
             "check_every": 350,
         },
