@@ -12,7 +12,16 @@ from scipy import ndimage
 from harmonict.core import HarmonictError, ScanProtocol
 from harmonict.data import pair_series
 from harmonict.harmonizer import make_config
-from harmonict.methods.bridge import Bridge, Config, clean_tail, expected_nps, free_share, lift, ratio_gain
+from harmonict.methods.bridge import (
+    Bridge,
+    Config,
+    clean_tail,
+    expected_nps,
+    free_share,
+    lift,
+    ratio_gain,
+    raw_noise_ratio,
+)
 from harmonict.nn.bridge_network import BAND_FLOOR_HU2, BridgeNetwork, band_powers, filtered
 from harmonict.physics.kernel import Kernel
 from harmonict.physics.mtf import FREQUENCIES_PER_MM
@@ -257,18 +266,27 @@ def made_by(mtf, sd_hu):
 def test_the_noise_that_the_target_would_have_follows_from_the_source_s():
     soft, sharp = gaussian(0.7), gaussian(0.4)
     shape = np.stack([F, made_by(sharp, 1).nps_hu2_mm2])
-    wanted = expected_nps(made_by(soft, 30), soft, sharp, shape, target_noise_hu=np.inf)
+    wanted = expected_nps(made_by(soft, 30), soft, sharp, shape)
     assert wanted.nps_hu2_mm2 == pytest.approx(made_by(sharp, 30).nps_hu2_mm2, rel=1e-6)
-    louder = expected_nps(made_by(soft, 30), soft, sharp, shape, target_noise_hu=10.0)
-    assert louder.sd_hu == 10.0  # a source of less dose: the target's own level
 
 
-def test_the_lift_raises_where_the_network_is_free_and_never_lowers():
+def test_dose_and_thickness_say_how_much_louder_the_target_s_raw_data_are():
+    low, high = ScanProtocol(ctdivol_mgy=1.3, slice_thickness_mm=3), ScanProtocol(ctdivol_mgy=6.5, slice_thickness_mm=1)
+    assert raw_noise_ratio(low, high) == pytest.approx((1.3 / 6.5 * 3) ** 0.5)
+    assert raw_noise_ratio(ScanProtocol(exposure_mas=50, kvp=120), ScanProtocol(exposure_mas=200, kvp=120)) == 0.5
+    assert raw_noise_ratio(ScanProtocol(exposure_mas=50, kvp=120), ScanProtocol(exposure_mas=200, kvp=80)) is None
+    assert raw_noise_ratio(ScanProtocol(), high) is None
+
+
+def test_the_lift_works_where_the_network_is_free_and_lowers_where_the_dose_is_known():
     free = np.clip(FREQUENCIES_PER_MM / 0.5, 0, 1)
-    assert lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 40), free) == pytest.approx(1)
-    raised = lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 25), free)
+    assert lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 40), free, may_lower=False) == pytest.approx(1)
+    raised = lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 25), free, may_lower=False)
     assert raised[0] == 1 and raised[free == 1] == pytest.approx(1.2, rel=1e-3)
-    assert lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 5), free).max() == pytest.approx(1.6)
+    assert lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 5), free, may_lower=True).max() == pytest.approx(1.6)
+    assert lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 40), free, may_lower=True)[
+        free == 1
+    ] == pytest.approx(0.75, rel=1e-3)
 
 
 def test_a_path_that_ends_with_too_little_noise_is_helped_out():

@@ -74,7 +74,8 @@ class Config:
     files lose more of the highest frequencies (rounding, compression, interpolation) than simulated ones.
     patch, batch, steps, rate: Adam's highest; it falls to 0 along a half cosine.
 
-    level: raise the result's noise to what the target's kernel makes of the source's, where it is lower.
+    level: bring the result's noise to what the target's protocol would have made of the same raw data; only up where the
+    files do not say the dose.
     steps_sampled: network evaluations along the path. temperature: strength of the noise that the path is given, 0 =
     none. samples: how many a spread is taken of; with temperature 0 a spread takes 1, and at least
     4 steps. check_every: steps between two looks at the held-out patients. window: RadiomicGAN's window training.
@@ -152,13 +153,14 @@ class Bridge(SampledHarmonizer):
     target_mtf: Tensor  # (64,) at FREQUENCIES_PER_MM: the median of the training's targets at their skin
     target_noise_hu: Tensor  # (1,) their median noise SD; NaN where none shows uniform tissue
     target_nps: Tensor  # (2, n) frequencies in 1/mm and the shape of the targets' noise spectrum there, of SD 1 HU
+    strengths: Tensor  # (n, 2) iterative strengths of the training, and by how much their noise is below that of FBP
     source_f50: Tensor  # (2,) lowest and highest f50 of the training's sources, 1/mm
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self._build()
         self.register_buffer("unit", torch.ones(1))
-        for name in ("pixel_mm", "target_mtf", "target_noise_hu", "target_nps", "source_f50"):
+        for name in ("pixel_mm", "target_mtf", "target_noise_hu", "target_nps", "strengths", "source_f50"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
 
     def _build(self) -> None:
@@ -169,10 +171,10 @@ class Bridge(SampledHarmonizer):
 
     def fit(self, pairs: SlicePairs, run: Run | None = None) -> Self:
         c, run = self.config, run or Run()
-        self.target, self.pixel_mm = pairs.target_protocol, torch.tensor(pairs.pixel_mm)
+        self.target = pairs.target_protocol
         with run.seeded():
             self._build()
-        target_nps = self._measure(pairs, run)
+        self._measure(pairs, run)
         unit = self.unit.to(run.device)
         trained = deepcopy(self.network)  # `self.network` is its running mean: steadier than any of its states
         adam = torch.optim.Adam(trained.parameters(), lr=c.rate)
@@ -215,19 +217,24 @@ class Bridge(SampledHarmonizer):
                 for mean, new in zip(self.network.parameters(), trained.parameters(), strict=True):
                     mean.lerp_(new, share)
             run.check(pairs.held_out, self._judged, keep="last")
-        self.target_nps = target_nps  # not before the end: `describe` looks at results only when it is there
+        self.pixel_mm = torch.tensor(
+            pairs.pixel_mm
+        )  # not before the end: `describe` looks at results only when it is there
         self.card = run.card(pairs)
         return self.eval()
 
-    def _measure(self, pairs: SlicePairs, run: Run) -> Tensor:
-        """Before the first step: the targets' MTF and noise, the sources' range, and the filter's own error. Returns
-        what `target_nps` will be."""
+    def _measure(self, pairs: SlicePairs, run: Run) -> None:
+        """Before the first step: the targets' MTF and noise, the sources' range, and the filter's own error."""
         sources, targets = pairs.scans
         seen = [scan.read() for scan in targets]
         self.target_mtf = torch.from_numpy(np.median([skin_air_mtf(series).kernel.mtf for series in seen], axis=0))
-        noise = [n for n in map(_noise, seen) if n is not None]
-        level = np.median([n.sd_hu for n in noise]) if noise else np.nan
-        self.target_noise_hu = torch.tensor([level], dtype=torch.float64)
+        noise = {scan.subject: found for scan, series in zip(targets, seen, strict=True) if (found := _noise(series))}
+        if noise:
+            f = next(iter(noise.values())).frequency_per_mm
+            shape = np.median([_of_sd_1(f, n.at(f)) for n in noise.values()], axis=0)
+            self.target_nps = torch.from_numpy(np.stack([f, shape]))
+            self.target_noise_hu = torch.tensor([np.median([n.sd_hu for n in noise.values()])], dtype=torch.float64)
+            self.strengths = torch.from_numpy(self._strengths(sources, noise))
         about = {id(scan): self.describe(scan.read()) for scan in sources}
         f50 = [_f50(a.measured["source_mtf"]) for a in about.values()]
         self.source_f50 = torch.tensor([min(f50), max(f50)], dtype=torch.float64)
@@ -244,10 +251,19 @@ class Bridge(SampledHarmonizer):
                 error = filtered(batch.source, told.gain, FINE_PER_MM, told.pixel_mm) - batch.target
                 squares += float(error[batch.measured].square().mean()) / SCALE_BATCHES
         self.unit = torch.tensor([max(squares, 1.0) ** 0.5])
-        if not noise:
-            return torch.zeros(0, dtype=torch.float64)
-        f = noise[0].frequency_per_mm
-        return torch.from_numpy(np.stack([f, np.median([_of_sd_1(f, n.at(f)) for n in noise], axis=0)]))
+
+    def _strengths(self, sources: list[Scan], target_noise: Mapping[str, NoiseSpectrum]) -> np.ndarray:
+        """(n, 2) iterative strengths, and the target's noise SD over what `expected_nps` makes of such a source's."""
+        found: dict[float, list[float]] = {}
+        for scan in sources:
+            series = scan.read()
+            noise, target = _noise(series), target_noise.get(scan.subject)
+            if noise is None or target is None:
+                continue
+            wanted = self._expected(noise, skin_air_mtf(series).kernel.mtf, series.protocol)
+            if wanted.sd_hu > 0:
+                found.setdefault(series.protocol.iterative_strength or 0.0, []).append(target.sd_hu / wanted.sd_hu)
+        return np.array([[strength, np.median(ratios)] for strength, ratios in sorted(found.items())]).reshape(-1, 2)
 
     def _varied(self, batch: Batch) -> tuple[Tensor, tuple[About, ...]]:
         """The batch's sources and what is known of them: some are the target times (S / T)^a, all are a bit noisier."""
@@ -262,7 +278,7 @@ class Bridge(SampledHarmonizer):
             pixel_mm = torch.tensor([about[k].pixel_mm], device=source.device)
             one = filtered(batch.target[k : k + 1], _fine(ratio, source.device), FINE_PER_MM, pixel_mm)
             source[k : k + 1] = one.round()  # as a file keeps it
-            about[k] = self._known(replace(about[k], measured={"source_mtf": mtf}), None)
+            about[k] = self._known(replace(about[k], measured={"source_mtf": mtf}), None, None)
         sd = self.config.source_noise_hu * torch.rand(len(source), 1, 1, 1, generator=batch.generator).square()
         noise = sd * torch.randn(source.shape, generator=batch.generator)
         return source + noise.to(source.device), tuple(about)
@@ -280,13 +296,33 @@ class Bridge(SampledHarmonizer):
         if not len(self.target_mtf):
             return about
         noise = _noise(series)
-        about = self._known(about, noise)
-        if self.config.level and len(self.target_nps) and noise is not None:
-            about = replace(about, measured={**about.measured, "lift": self._lift(series, about, noise)})
+        wanted = None
+        if noise is not None and len(self.target_nps):
+            wanted = self._expected(noise, mtf, series.protocol)
+        about = self._known(about, noise, wanted)
+        if self.config.level and len(self.pixel_mm) and wanted is not None and wanted.sd_hu > 0:
+            about = replace(about, measured={**about.measured, "lift": self._lift(series, about, wanted)})
         return about
 
-    def _lift(self, series: Series, about: About, noise: NoiseSpectrum) -> np.ndarray:
-        """The last filter of the path, at FREQUENCIES_PER_MM: 1, or more where the result has too little noise."""
+    def _expected(self, noise: NoiseSpectrum, source_mtf: np.ndarray, protocol: ScanProtocol) -> NoiseSpectrum:
+        """The noise that the series would have, had it been made by the target's protocol."""
+        target_mtf, target_nps = self.target_mtf.cpu().numpy(), self.target_nps.cpu().numpy()
+        wanted = expected_nps(noise, clean_tail(source_mtf), clean_tail(target_mtf), target_nps)
+        ratio = raw_noise_ratio(protocol, self.target)
+        if (
+            ratio is None
+        ):  # unknown dose: of a series that is much louder than the target's were, the network takes noise away
+            usual = float(self.target_noise_hu)
+            ratio = usual / wanted.sd_hu if wanted.sd_hu > LOUDER * usual else 1.0
+        if len(self.strengths):
+            strengths, ratios = self.strengths.cpu().numpy().T
+            ratio *= float(np.interp(protocol.iterative_strength or 0.0, strengths, ratios))
+        return NoiseSpectrum(
+            wanted.frequency_per_mm, ratio**2 * wanted.nps_hu2_mm2, ratio * wanted.sd_hu, wanted.patches
+        )
+
+    def _lift(self, series: Series, about: About, wanted: NoiseSpectrum) -> np.ndarray:
+        """The last filter of the path, at FREQUENCIES_PER_MM: 1 where the result has the noise that is wanted."""
         planes = spread_slices(len(series.hu), LIFT_SLICES)
         some = replace(
             series,
@@ -306,21 +342,21 @@ class Bridge(SampledHarmonizer):
         result = _noise(some.with_hu(torch.cat(made)[:, 0].cpu().numpy()))
         if result is None:
             return np.ones(len(FREQUENCIES_PER_MM))
-        source_mtf, target_mtf = clean_tail(about.measured["source_mtf"]), clean_tail(self.target_mtf.cpu().numpy())
-        wanted = expected_nps(noise, source_mtf, target_mtf, self.target_nps.cpu().numpy(), float(self.target_noise_hu))
-        return lift(wanted, result, about.measured["free"])
+        may_lower = raw_noise_ratio(series.protocol, self.target) is not None
+        return lift(wanted, result, about.measured["free"], may_lower=may_lower)
 
-    def _known(self, about: About, noise: NoiseSpectrum | None) -> About:
+    def _known(self, about: About, noise: NoiseSpectrum | None, wanted: NoiseSpectrum | None) -> About:
         mtf = about.measured["source_mtf"]
-        target, target_noise = self.target_mtf.cpu().numpy(), float(self.target_noise_hu)
-        gain = ratio_gain(mtf, target, gain_cap=self.config.gain_cap)
-        louder = 0.0 if noise is None or np.isnan(target_noise) else _noise_after(noise, gain) / target_noise
+        gain = ratio_gain(mtf, self.target_mtf.cpu().numpy(), gain_cap=self.config.gain_cap)
+        quiet = noise is None or wanted is None or not wanted.sd_hu > 0
+        louder = 0.0 if quiet else _noise_after(noise, gain) / wanted.sd_hu  # type: ignore[arg-type, union-attr]
         free = free_share(gain, louder)
         if self.config.start == "source":
             gain, free = np.ones_like(gain), np.ones_like(gain)
         measured = {
             "source_mtf": mtf,
             "source_noise_hu": np.array([np.nan if noise is None else noise.sd_hu]),
+            "wanted_noise_hu": np.array([float(self.target_noise_hu) if quiet else wanted.sd_hu]),  # type: ignore[union-attr]
             "gain": gain,
             "free": free,
         }
@@ -340,7 +376,7 @@ class Bridge(SampledHarmonizer):
         mtfs = torch.from_numpy(both[:, :, places].clip(0, 2).astype(np.float32)).flatten(1)
         if generator is not None:
             mtfs = mtfs + self.config.mtf_noise * torch.randn(mtfs.shape, generator=generator)
-        sds = np.array([[float(a.measured["source_noise_hu"][0]), float(self.target_noise_hu)] for a in about])
+        sds = np.array([[float(a.measured[k][0]) for k in ("source_noise_hu", "wanted_noise_hu")] for a in about])
         logs = np.nan_to_num(np.log(np.maximum(sds, 1.0) / NOISE_UNIT_HU))  # unknown noise is the usual noise
         pixels = np.array([a.pixel_mm for a in about])
         rest = np.concatenate([logs, np.log(pixels.mean(1, keepdims=True))], axis=1).astype(np.float32)
@@ -445,14 +481,27 @@ def free_share(gain: np.ndarray, louder: float) -> np.ndarray:
     return np.maximum(amplified, noise * -np.expm1(-((FREQUENCIES_PER_MM / 0.05) ** 2)))
 
 
+def raw_noise_ratio(source: ScanProtocol, target: ScanProtocol) -> float | None:
+    """Noise SD of the target's raw data over that of the source's: the root of the inverse ratio of dose and slice
+    thickness. None where the files do not say the dose of both."""
+    doses = (
+        (source.ctdivol_mgy, target.ctdivol_mgy),
+        (source.exposure_mas, target.exposure_mas if source.kvp == target.kvp else None),
+    )
+    known = [s / t for s, t in doses if s and t]
+    if not known:
+        return None
+    thick = (source.slice_thickness_mm, target.slice_thickness_mm)
+    return float(np.sqrt(known[0] * (thick[0] / thick[1] if thick[0] and thick[1] else 1.0)))
+
+
 def expected_nps(
-    noise: NoiseSpectrum, source_mtf: np.ndarray, target_mtf: np.ndarray, target_nps: np.ndarray, target_noise_hu: float
+    noise: NoiseSpectrum, source_mtf: np.ndarray, target_mtf: np.ndarray, target_nps: np.ndarray
 ) -> NoiseSpectrum:
     """The noise that the target's kernel would have made of the same raw data.
 
     Its shape is the training targets' (2, n); its level follows from the source's, times (T / S)^2, where the source
-    shows noise and little anatomy: from 0.14 per mm to where S falls under 0.15. A level above LOUDER times that of the
-    training's targets is theirs instead: then the network takes noise away.
+    shows noise and little anatomy: from 0.14 per mm to where S falls under 0.15. SD 0 where there is no such place.
     """
     f, shape = target_nps
     source, target = (np.interp(f, FREQUENCIES_PER_MM, mtf) for mtf in (source_mtf, target_mtf))
@@ -460,18 +509,17 @@ def expected_nps(
     if not band.any():
         return NoiseSpectrum(f, np.zeros_like(f), 0.0, 0)
     sd = float(np.exp(0.5 * np.log(noise.at(f) * (target / source) ** 2 / shape)[band].mean()))
-    if sd > LOUDER * target_noise_hu:
-        sd = target_noise_hu
     return NoiseSpectrum(f, sd**2 * shape, sd, noise.patches)
 
 
-def lift(wanted: NoiseSpectrum, result: NoiseSpectrum, free: np.ndarray) -> np.ndarray:
-    """The filter at FREQUENCIES_PER_MM that raises the result's noise to what is wanted: at most LIFT_CAP, never under
-    1, and 1 where the network is not free. Smooth over 0.05 per mm."""
+def lift(wanted: NoiseSpectrum, result: NoiseSpectrum, free: np.ndarray, *, may_lower: bool) -> np.ndarray:
+    """The filter at FREQUENCIES_PER_MM that brings the result's noise to what is wanted, by a factor of LIFT_CAP at
+    most, where the network is free. Smooth over 0.05 per mm. may_lower: else it raises only."""
     f = wanted.frequency_per_mm
     ratio = np.log(np.maximum(wanted.nps_hu2_mm2, 1e-12) / np.maximum(result.at(f), 1e-12)) / 2
     smooth = ndimage.gaussian_filter1d(ratio, 0.05 / float(np.mean(np.diff(f))), mode="nearest")
-    return np.exp(np.interp(FREQUENCIES_PER_MM, f, smooth).clip(0, np.log(LIFT_CAP)) * free)
+    cap = float(np.log(LIFT_CAP))
+    return np.exp(np.interp(FREQUENCIES_PER_MM, f, smooth).clip(-cap if may_lower else 0.0, cap) * free)
 
 
 def _of_sd_1(f: np.ndarray, power: np.ndarray) -> np.ndarray:
