@@ -74,8 +74,8 @@ class Config:
     files lose more of the highest frequencies (rounding, compression, interpolation) than simulated ones.
     patch, batch, steps, rate: Adam's highest; it falls to 0 along a half cosine.
 
-    level: bring the result's noise to what the target's protocol would have made of the same raw data; only up where the
-    files do not say the dose.
+    level: bring the result's noise to what the target's protocol would have made of the same raw data; only up where
+    the files do not say the dose.
     steps_sampled: network evaluations along the path. temperature: strength of the noise that the path is given, 0 =
     none. samples: how many a spread is taken of; with temperature 0 a spread takes 1, and at least
     4 steps. check_every: steps between two looks at the held-out patients. window: RadiomicGAN's window training.

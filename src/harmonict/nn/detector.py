@@ -58,6 +58,19 @@ class Patches:
         return Patches(self.images.to(device), tuple(boxes.to(device) for boxes in self.boxes))
 
 
+class Stage(nn.Module):
+    """Half the resolution, then a residual block."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(*_layer(inputs, outputs, 2), nn.ReLU())
+        self.block = nn.Sequential(*_layer(outputs, outputs), nn.ReLU(), *_layer(outputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return functional.relu(x + self.block(x))
+
+
 class Pyramid(nn.Module):
     """(b, 1, z, y, x) -> features (b, 32, ...) at strides of 4 and 8 voxels (Lin et al., CVPR 2017, two levels)."""
 
@@ -65,8 +78,8 @@ class Pyramid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fine = nn.Sequential(_layer(1, 16, 2), _layer(16, 16), _layer(16, 32, 2), _layer(32, 32), _layer(32, 32))
-        self.coarse = nn.Sequential(_layer(32, 64, 2), _layer(64, 64), _layer(64, 64))
+        self.fine = nn.Sequential(Stage(1, 16), Stage(16, 32))
+        self.coarse = Stage(32, 64)
         self.fine_lateral, self.coarse_lateral = nn.Conv3d(32, 32, 1), nn.Conv3d(64, 32, 1)
         self.fine_out, self.coarse_out = (nn.Conv3d(32, 32, 3, padding=1) for _ in range(2))
 
@@ -88,7 +101,7 @@ class NoduleDetector(RetinaNetDetector):
         super().__init__(RetinaNet(3, 1, len(ANCHORS), Pyramid(), size_divisible=DIVISIBLE), anchors)
         self.patch = patch
         self.set_atss_matcher(num_candidates=4)
-        self.set_hard_negative_sampler(batch_size_per_image=64, positive_fraction=0.3, min_neg=16, pool_size=20)
+        self.set_hard_negative_sampler(batch_size_per_image=256, positive_fraction=0.3, min_neg=128, pool_size=20)
         self.set_box_selector_parameters(score_thresh=0.02, nms_thresh=0.2, detections_per_img=100)
         self.set_sliding_window_inferer(patch, overlap=0.25, mode="gaussian")
 
@@ -215,9 +228,8 @@ def _last(losses: Sequence[float]) -> float:
     return float(np.mean(losses[-LAST_EPOCHS:]))
 
 
-def _layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.GroupNorm(8, outputs), nn.ReLU())
+def _layer(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=False), nn.GroupNorm(8, outputs)
 
 
 def _scaled(hu: np.ndarray, sides: Sequence[int]) -> np.ndarray:
