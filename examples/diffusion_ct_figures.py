@@ -151,7 +151,7 @@ def draw_tumour(out: Path, plan: Plan, path: Path) -> None:
             title += f"\nCCC of GLCM {class_cccs(target[0], models[name][0])['GLCM'].mean():.2f}"
         axis.set_title(title, fontsize=8)
     figure.tight_layout(pad=0.3, h_pad=1.5)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":
