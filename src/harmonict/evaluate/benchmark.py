@@ -126,6 +126,7 @@ def run_benchmark(
         f"{fit}, fitted here": _reference(fit, cases, out, jobs)
         for fit in (REFERENCES if "real-pairs" in plan.evaluate_on else ())
     }
+    last = [name for name in names if not only or name in only][-1]
     for model in plan.models:
         wanted = not only or model.name in only
         try:
@@ -134,7 +135,7 @@ def run_benchmark(
             results[model.name] = Result(model.method, reason=str(error))
             if wanted:
                 say(f"{model.name}: FAILED: {error}")
-        if wanted:
+        if wanted and model.name != last:
             write_tables(make_tables(plan, cases, targets, results | references, tumour), out)
     tables = make_tables(plan, cases, targets, results | references, tumour)
     write_tables(tables, out)

@@ -53,6 +53,9 @@ def separation(
         splits = _splits(patient, label, folds, repeats, np.random.default_rng(seed), scan)
         for name in ["all", *dict.fromkeys(classes)]:
             columns = np.ones(len(classes), bool) if name == "all" else (classes == name).to_numpy()
+            if name != "all" and columns.all():  # one class alone
+                rows.append({**rows[-1], "class": name})
+                continue
             x = table.to_numpy()[here][:, columns]
             auc = float(np.mean([_auc(_held_back_scores(x, label, fold), label) for fold in splits]))
             rows.append(
