@@ -45,7 +45,7 @@ def separation(
     table, known = table[known.notna()], known.dropna()
     classes = feature_classes(list(table.columns), class_map)
     seed = int(rng.integers(2**63))
-    rows = []
+    rows: list[dict[str, object]] = []
     for scan in table.index.unique("scan"):
         here = (table.index.get_level_values("scan") == scan).nonzero()[0]
         patient = table.index.get_level_values("patient")[here].to_numpy()
