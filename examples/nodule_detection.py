@@ -115,7 +115,7 @@ def detect(args: argparse.Namespace) -> None:
         f"{counted} nodules, {len(scans['NH', 'test'])} scans of {slices[0]} to {slices[-1]} slices"
         f"{', filled up with air to 64' if slices[0] < 64 else ''}. Seed {args.seed}, {args.steps} steps.",
     )
-    outcomes, thresholds = trained_and_tested(scans, model, args)
+    outcomes, thresholds = trained_and_tested(scans, model, args, page)
     tables(outcomes, thresholds, args, page)
 
 
@@ -178,7 +178,7 @@ def whole(hu: np.ndarray) -> np.ndarray:
 
 
 def trained_and_tested(
-    scans: dict[tuple[str, str], list[Scan]], model: Harmonizer, args: argparse.Namespace
+    scans: dict[tuple[str, str], list[Scan]], model: Harmonizer, args: argparse.Namespace, page: Path
 ) -> tuple[dict[str, list[Outcome]], dict[str, float]]:
     """Outcomes on the test patients and the threshold of each of the three detectors."""
     from harmonict.nn.detector import Example, train_detector
@@ -191,7 +191,7 @@ def trained_and_tested(
             identity |= {"model": model.digest, "until_loss": until_loss}
         run = Run(args.out / f"{kind}.run", seed=args.seed, identity=identity)
         detector, loss = train_detector(examples, run, steps=args.steps, until_loss=until_loss)
-        print(f"{kind}: {run.step_number} steps, mean loss of the last five epochs {loss:.4f}", file=sys.stderr)
+        say(page, f"Detector {kind}: {run.step_number} steps, mean loss of its last five epochs {loss:.4f}.")
 
         def tested(kind: str, side: str) -> list[Outcome]:
             with run.inside():
