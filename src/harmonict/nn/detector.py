@@ -3,7 +3,7 @@
 Paper: Zarei et al. judge harmonized images by the winner of a competition (Lin et al., "Focal Loss for Dense Object
 Detection", ICCV 2017: RetinaNet) on LUNA16, whose patches are 64^3.
 
-Departures: (1) the pyramid is ours, of 0.65 M parameters, so that 1,200 steps take seven minutes on one core;
+Departures: (1) the pyramid is ours, of 0.65 M parameters, small enough for a CPU;
 MONAI's own is built on torchvision. (2) MONAI's ATSS matcher (Zhang et al., CVPR 2020) chooses the anchors, and hard
 negatives stand in for the focal loss. (3) No second network against false positives.
 
