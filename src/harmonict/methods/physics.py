@@ -18,8 +18,8 @@ the MTF to the image, a kernel across frequencies is a window fixed to the image
 part mirrors the image. 4. I itself is a channel of Gamma(I), so that the plain filter of eq 2 is within reach, and the
 result is I plus what O gives, which starts at 0. 5. Squeeze means are taken over windows of the training patch's size.
 6. Gamma's encoder is that of VGG-19 (the paper names none), the ablation's too. 7. The lung of a patch is told by its
-HU. 8. The critic has no normalisation layers. 9. Lambda sees whitened spectra (`whitening`): eight toy slices lose half
-their loss in 90 steps instead of 145. 10. `compact` learns by the pixel loss alone: see docs/methods/physics.md.
+HU. 8. The critic has no normalisation layers. 9. Lambda sees whitened spectra (`whitening`): else the gradient is
+mostly about the mean. 10. `compact` learns by the pixel loss alone: see docs/methods/physics.md.
 """
 
 from __future__ import annotations
