@@ -41,7 +41,7 @@ from harmonict.nn.diffusion import Noise
 from harmonict.physics.kernel import Kernel, crossing
 from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf, spread_slices
 from harmonict.physics.mtf import source_mtf as known_mtf
-from harmonict.physics.nps import NoiseSpectrum, patient_nps
+from harmonict.physics.nps import NoiseSpectrum, patient_nps, patient_nps_pair
 from harmonict.sampling import SampledHarmonizer
 from harmonict.tiles import to_multiple
 from harmonict.train import Run
@@ -278,7 +278,7 @@ class Bridge(SampledHarmonizer):
             pixel_mm = torch.tensor([about[k].pixel_mm], device=source.device)
             one = filtered(batch.target[k : k + 1], _fine(ratio, source.device), FINE_PER_MM, pixel_mm)
             source[k : k + 1] = one.round()  # as a file keeps it
-            about[k] = self._known(replace(about[k], measured={"source_mtf": mtf}), None, None)
+            about[k] = self._known(replace(about[k], measured={"source_mtf": mtf}), None)
         sd = self.config.source_noise_hu * torch.rand(len(source), 1, 1, 1, generator=batch.generator).square()
         noise = sd * torch.randn(source.shape, generator=batch.generator)
         return source + noise.to(source.device), tuple(about)
@@ -296,12 +296,9 @@ class Bridge(SampledHarmonizer):
         if not len(self.target_mtf):
             return about
         noise = _noise(series)
-        wanted = None
-        if noise is not None and len(self.target_nps):
-            wanted = self._expected(noise, mtf, series.protocol)
-        about = self._known(about, noise, wanted)
-        if self.config.level and len(self.pixel_mm) and wanted is not None and wanted.sd_hu > 0:
-            about = replace(about, measured={**about.measured, "lift": self._lift(series, about, wanted)})
+        about = self._known(about, noise)
+        if self.config.level and len(self.pixel_mm) and len(self.target_nps) and noise is not None:
+            about = replace(about, measured={**about.measured, "lift": self._lift(series, about)})
         return about
 
     def _expected(self, noise: NoiseSpectrum, source_mtf: np.ndarray, protocol: ScanProtocol) -> NoiseSpectrum:
@@ -321,42 +318,36 @@ class Bridge(SampledHarmonizer):
             wanted.frequency_per_mm, ratio**2 * wanted.nps_hu2_mm2, ratio * wanted.sd_hu, wanted.patches
         )
 
-    def _lift(self, series: Series, about: About, wanted: NoiseSpectrum) -> np.ndarray:
+    def _lift(self, series: Series, about: About) -> np.ndarray:
         """The last filter of the path, at FREQUENCIES_PER_MM: 1 where the result has the noise that is wanted."""
         planes = spread_slices(len(series.hu), LIFT_SLICES)
-        some = replace(
-            series,
-            hu=fill_padding(series.hu[planes], None if series.padding is None else series.padding[planes]),
-            padding=None,
-            is_volume=False,
-        )
+        padding = None if series.padding is None else series.padding[planes]
+        some = replace(series, hu=fill_padding(series.hu[planes], padding), padding=padding, is_volume=False)
         device = self.unit.device
         told = self._told((about,), device)
+        made = []
         with torch.inference_mode():
-            made = [
-                to_multiple(
-                    torch.from_numpy(hu)[None, None].to(device), MULTIPLE, lambda x: self._walk(x, told, Noise())
-                )
-                for hu in some.hu
-            ]
-        result = _noise(some.with_hu(torch.cat(made)[:, 0].cpu().numpy()))
-        if result is None:
+            for hu in some.hu:
+                x = torch.from_numpy(hu)[None, None].to(device)
+                made.append(to_multiple(x, MULTIPLE, lambda x: self._walk(x, told, Noise()))[0, 0].cpu().numpy())
+        try:
+            noise, result = patient_nps_pair(some, np.stack(made))
+        except HarmonictError:  # no uniform tissue in these slices
             return np.ones(len(FREQUENCIES_PER_MM))
+        wanted = self._expected(noise, about.measured["source_mtf"], series.protocol)
         may_lower = raw_noise_ratio(series.protocol, self.target) is not None
         return lift(wanted, result, about.measured["free"], may_lower=may_lower)
 
-    def _known(self, about: About, noise: NoiseSpectrum | None, wanted: NoiseSpectrum | None) -> About:
-        mtf = about.measured["source_mtf"]
+    def _known(self, about: About, noise: NoiseSpectrum | None) -> About:
+        mtf, usual = about.measured["source_mtf"], float(self.target_noise_hu)
         gain = ratio_gain(mtf, self.target_mtf.cpu().numpy(), gain_cap=self.config.gain_cap)
-        quiet = noise is None or wanted is None or not wanted.sd_hu > 0
-        louder = 0.0 if quiet else _noise_after(noise, gain) / wanted.sd_hu  # type: ignore[arg-type, union-attr]
+        louder = 0.0 if noise is None or np.isnan(usual) else _noise_after(noise, gain) / usual
         free = free_share(gain, louder)
         if self.config.start == "source":
             gain, free = np.ones_like(gain), np.ones_like(gain)
         measured = {
             "source_mtf": mtf,
             "source_noise_hu": np.array([np.nan if noise is None else noise.sd_hu]),
-            "wanted_noise_hu": np.array([float(self.target_noise_hu) if quiet else wanted.sd_hu]),  # type: ignore[union-attr]
             "gain": gain,
             "free": free,
         }
@@ -376,7 +367,7 @@ class Bridge(SampledHarmonizer):
         mtfs = torch.from_numpy(both[:, :, places].clip(0, 2).astype(np.float32)).flatten(1)
         if generator is not None:
             mtfs = mtfs + self.config.mtf_noise * torch.randn(mtfs.shape, generator=generator)
-        sds = np.array([[float(a.measured[k][0]) for k in ("source_noise_hu", "wanted_noise_hu")] for a in about])
+        sds = np.array([[float(a.measured["source_noise_hu"][0]), float(self.target_noise_hu)] for a in about])
         logs = np.nan_to_num(np.log(np.maximum(sds, 1.0) / NOISE_UNIT_HU))  # unknown noise is the usual noise
         pixels = np.array([a.pixel_mm for a in about])
         rest = np.concatenate([logs, np.log(pixels.mean(1, keepdims=True))], axis=1).astype(np.float32)
@@ -516,6 +507,8 @@ def lift(wanted: NoiseSpectrum, result: NoiseSpectrum, free: np.ndarray, *, may_
     """The filter at FREQUENCIES_PER_MM that brings the result's noise to what is wanted, by a factor of LIFT_CAP at
     most, where the network is free. Smooth over 0.05 per mm. may_lower: else it raises only."""
     f = wanted.frequency_per_mm
+    if not wanted.sd_hu > 0:
+        return np.ones(len(FREQUENCIES_PER_MM))
     ratio = np.log(np.maximum(wanted.nps_hu2_mm2, 1e-12) / np.maximum(result.at(f), 1e-12)) / 2
     smooth = ndimage.gaussian_filter1d(ratio, 0.05 / float(np.mean(np.diff(f))), mode="nearest")
     cap = float(np.log(LIFT_CAP))
