@@ -140,9 +140,9 @@ class Bridge(SampledHarmonizer):
             "channels": 32,
             "patch": 96,
             "batch": 6,
-            "steps": 6000,
+            "steps": 3000,
             "rate": 2e-3,
-            "check_every": 300,
+            "check_every": 150,
         },
     }
     limits = (
@@ -278,7 +278,7 @@ class Bridge(SampledHarmonizer):
             pixel_mm = torch.tensor([about[k].pixel_mm], device=source.device)
             one = filtered(batch.target[k : k + 1], _fine(ratio, source.device), FINE_PER_MM, pixel_mm)
             source[k : k + 1] = one.round()  # as a file keeps it
-            about[k] = self._known(replace(about[k], measured={"source_mtf": mtf}), None)
+            about[k] = self._known(replace(about[k], measured={"source_mtf": mtf}), None, 0.0)
         sd = self.config.source_noise_hu * torch.rand(len(source), 1, 1, 1, generator=batch.generator).square()
         noise = sd * torch.randn(source.shape, generator=batch.generator)
         return source + noise.to(source.device), tuple(about)
@@ -296,8 +296,10 @@ class Bridge(SampledHarmonizer):
         if not len(self.target_mtf):
             return about
         noise = _noise(series)
-        about = self._known(about, noise)
-        if self.config.level and len(self.pixel_mm) and len(self.target_nps) and noise is not None:
+        if noise is None or not len(self.target_nps):
+            return self._known(about, noise, 0.0)
+        about = self._known(about, noise, self._expected(noise, mtf, series.protocol).sd_hu)
+        if self.config.level and len(self.pixel_mm):
             about = replace(about, measured={**about.measured, "lift": self._lift(series, about)})
         return about
 
@@ -338,16 +340,18 @@ class Bridge(SampledHarmonizer):
         may_lower = raw_noise_ratio(series.protocol, self.target) is not None
         return lift(wanted, result, about.measured["free"], may_lower=may_lower)
 
-    def _known(self, about: About, noise: NoiseSpectrum | None) -> About:
-        mtf, usual = about.measured["source_mtf"], float(self.target_noise_hu)
+    def _known(self, about: About, noise: NoiseSpectrum | None, wanted_hu: float) -> About:
+        """wanted_hu: noise SD that the target would have; 0 where nobody knows."""
+        mtf = about.measured["source_mtf"]
         gain = ratio_gain(mtf, self.target_mtf.cpu().numpy(), gain_cap=self.config.gain_cap)
-        louder = 0.0 if noise is None or np.isnan(usual) else _noise_after(noise, gain) / usual
+        louder = _noise_after(noise, gain) / wanted_hu if noise is not None and wanted_hu > 0 else 0.0
         free = free_share(gain, louder)
         if self.config.start == "source":
             gain, free = np.ones_like(gain), np.ones_like(gain)
         measured = {
             "source_mtf": mtf,
             "source_noise_hu": np.array([np.nan if noise is None else noise.sd_hu]),
+            "wanted_noise_hu": np.array([wanted_hu or float(self.target_noise_hu)]),
             "gain": gain,
             "free": free,
         }
@@ -367,7 +371,7 @@ class Bridge(SampledHarmonizer):
         mtfs = torch.from_numpy(both[:, :, places].clip(0, 2).astype(np.float32)).flatten(1)
         if generator is not None:
             mtfs = mtfs + self.config.mtf_noise * torch.randn(mtfs.shape, generator=generator)
-        sds = np.array([[float(a.measured["source_noise_hu"][0]), float(self.target_noise_hu)] for a in about])
+        sds = np.array([[float(a.measured[k][0]) for k in ("source_noise_hu", "wanted_noise_hu")] for a in about])
         logs = np.nan_to_num(np.log(np.maximum(sds, 1.0) / NOISE_UNIT_HU))  # unknown noise is the usual noise
         pixels = np.array([a.pixel_mm for a in about])
         rest = np.concatenate([logs, np.log(pixels.mean(1, keepdims=True))], axis=1).astype(np.float32)
@@ -491,15 +495,17 @@ def expected_nps(
 ) -> NoiseSpectrum:
     """The noise that the target's kernel would have made of the same raw data.
 
-    Its shape is the training targets' (2, n); its level follows from the source's, times (T / S)^2, where the source
-    shows noise and little anatomy: from 0.14 per mm to where S falls under 0.15. SD 0 where there is no such place.
+    Its shape is the training targets' (2, n); its level follows from the source's, times (T / S)^2, in the upper half
+    of where the source shows noise (up to where S falls under 0.15): what anatomy the patches hold lies below. SD 0
+    where there is no such place.
     """
     f, shape = target_nps
     source, target = (np.interp(f, FREQUENCIES_PER_MM, mtf) for mtf in (source_mtf, target_mtf))
-    band = (f >= 0.14) & np.cumprod(source > 0.15).astype(bool)
+    seen = np.cumprod(source > 0.15).astype(bool)
+    band = seen & (f >= 0.14) & (f >= 0.5 * f[seen].max(initial=0.0))
     if not band.any():
         return NoiseSpectrum(f, np.zeros_like(f), 0.0, 0)
-    sd = float(np.exp(0.5 * np.log(noise.at(f) * (target / source) ** 2 / shape)[band].mean()))
+    sd = float(np.exp(0.5 * np.median(np.log(noise.at(f) * (target / source) ** 2 / shape)[band])))
     return NoiseSpectrum(f, sd**2 * shape, sd, noise.patches)
 
 
