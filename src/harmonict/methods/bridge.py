@@ -51,7 +51,6 @@ FLOOR = 0.05  # below this a measured MTF is mostly its own noise
 FINE_PER_MM = 0.0025  # step of the curves that filter: straight lines between 0.02 would leave ghosts at 50 mm
 TOLD_PER_MM = np.arange(1, 10) * 0.1  # where the network is told the MTFs
 TIMES = 3  # cosines of t that it is told
-NOISE_UNIT_HU = 20.0
 LOUDER = 1.25  # a filtered source may be so much noisier than the target before the network may denoise all of it
 SCALE_BATCHES = 32  # of one patch, that the unit is measured on
 MEAN_OF = 0.998  # the running mean of the weights forgets in 1 / (1 - this) steps
@@ -165,7 +164,7 @@ class Bridge(SampledHarmonizer):
 
     def _build(self) -> None:
         c = self.config
-        self.network = BridgeNetwork(c.channels, c.blocks, 2 * len(TOLD_PER_MM) + 3 + TIMES)
+        self.network = BridgeNetwork(c.channels, c.blocks, 2 * len(TOLD_PER_MM) + 2 + TIMES)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -350,8 +349,7 @@ class Bridge(SampledHarmonizer):
             gain, free = np.ones_like(gain), np.ones_like(gain)
         measured = {
             "source_mtf": mtf,
-            "source_noise_hu": np.array([np.nan if noise is None else noise.sd_hu]),
-            "wanted_noise_hu": np.array([wanted_hu or float(self.target_noise_hu)]),
+            "louder": np.array([louder or 1.0]),
             "gain": gain,
             "free": free,
         }
@@ -371,8 +369,8 @@ class Bridge(SampledHarmonizer):
         mtfs = torch.from_numpy(both[:, :, places].clip(0, 2).astype(np.float32)).flatten(1)
         if generator is not None:
             mtfs = mtfs + self.config.mtf_noise * torch.randn(mtfs.shape, generator=generator)
-        sds = np.array([[float(a.measured[k][0]) for k in ("source_noise_hu", "wanted_noise_hu")] for a in about])
-        logs = np.nan_to_num(np.log(np.maximum(sds, 1.0) / NOISE_UNIT_HU))  # unknown noise is the usual noise
+        # not the noise itself, which would tell the few patients of a training apart
+        logs = np.log([[max(float(a.measured["louder"][0]), 0.05)] for a in about])
         pixels = np.array([a.pixel_mm for a in about])
         rest = np.concatenate([logs, np.log(pixels.mean(1, keepdims=True))], axis=1).astype(np.float32)
         return Told(
