@@ -181,7 +181,7 @@ def trained_and_tested(
     scans: dict[tuple[str, str], list[Scan]], model: Harmonizer, args: argparse.Namespace, page: Path
 ) -> tuple[dict[str, list[Outcome]], dict[str, float]]:
     """Outcomes on the test patients and the threshold of each of the three detectors."""
-    from harmonict.nn.detector import Example, train_detector
+    from harmonict.evaluate.detector import Example, train_detector
 
     def trained(kind: str, until_loss: float | None) -> tuple[Callable[[str, str], list[Outcome]], float]:
         examples = [Example(scan.hu, scan.truth.boxes) for scan in scans[kind, "learn"]]

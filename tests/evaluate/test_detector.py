@@ -8,7 +8,7 @@ import torch
 
 from harmonict.core import HarmonictError
 from harmonict.evaluate.detection import froc, outcome, sensitivity_at
-from harmonict.nn.detector import Example, NoduleDetector, PatchSource, train_detector
+from harmonict.evaluate.detector import Example, NoduleDetector, PatchSource, train_detector
 from harmonict.train import Run
 
 PATCH = 32
