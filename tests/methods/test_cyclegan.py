@@ -181,7 +181,8 @@ def test_the_papers_size_has_its_parameters_and_does_a_step_and_a_slice():
 
 def test_other_pixels_than_those_of_the_training_are_said(fitted):
     wide = replace(SHARP, geometry=Geometry((0.0, 0.0, 0.0), (3.0, 1.5, 1.5)))
-    assert fitted[0].describe(SHARP).note == "" and "trained on pixels of 1.2 mm" in fitted[0].describe(wide).note
+    assert fitted[0].describe(SHARP).outside == ()
+    assert "trained on pixels of 1.2 mm" in fitted[0].describe(wide).outside[0]
 
 
 # -- a trial with renditions that are for scoring only -----------------------------------------------------------------
