@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -196,9 +197,10 @@ class Run:
         self._save(place, loop)
         self._use_best(loop)
 
-    def step(self, losses: Losses, optimizer: Optimizer) -> None:
+    def step(self, losses: Losses, optimizer: Optimizer, *, gradient_norm: float = math.inf) -> None:
         """One step of an optimizer down the weighted sum of the losses; logs each loss unweighted.
 
+        gradient_norm: a longer gradient is shortened to this.
         Raises HarmonictError at a loss or gradient that is NaN or infinite, before anything is changed by it.
         """
         values = torch.stack([raw.detach().float() for _, raw in losses.values()])
@@ -216,8 +218,11 @@ class Run:
             flat = self._fabric.all_reduce(flat, reduce_op="mean")  # type: ignore[assignment]
             for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
                 g.copy_(part.view_as(g))
-        if not bool(torch.isfinite(torch.nn.utils.get_total_norm(grads))):
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        if not np.isfinite(norm):
             raise self._broken("a gradient became NaN or infinite")
+        if norm > gradient_norm:
+            torch._foreach_mul_(grads, gradient_norm / norm)
         optimizer.step()
 
     def mean_of_ranks(self, values: Tensor) -> Tensor:

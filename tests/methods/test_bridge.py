@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from harmonict.core import HarmonictError, ScanProtocol
 from harmonict.data import pair_series
@@ -16,16 +15,14 @@ from harmonict.methods.bridge import (
     Bridge,
     Config,
     clean_tail,
-    expected_nps,
     free_share,
-    lift,
     ratio_gain,
     raw_noise_ratio,
+    strength_factors,
 )
 from harmonict.nn.bridge_network import BAND_FLOOR_HU2, BridgeNetwork, band_powers, filtered
 from harmonict.physics.kernel import Kernel
 from harmonict.physics.mtf import FREQUENCIES_PER_MM
-from harmonict.physics.nps import NoiseSpectrum, patient_nps
 from harmonict.train import Run
 from toy import toy_series
 
@@ -252,22 +249,7 @@ def test_band_powers_see_how_strong_texture_is_and_not_where_its_grains_lie():
     assert same < 0.35 and weaker > 1.0
 
 
-# -- the level of the noise --------------------------------------------------------------------------------------------
-
-F = np.arange(1, 26) * 0.04
-RAMP = F / np.trapezoid(2 * np.pi * F * F, F)  # of SD 1
-
-
-def made_by(mtf, sd_hu):
-    """The noise of the raw data (a ramp) after a kernel."""
-    return NoiseSpectrum(F, sd_hu**2 * RAMP * np.interp(F, FREQUENCIES_PER_MM, mtf) ** 2, sd_hu, 20)
-
-
-def test_the_noise_that_the_target_would_have_follows_from_the_source_s():
-    soft, sharp = gaussian(0.7), gaussian(0.4)
-    shape = np.stack([F, made_by(sharp, 1).nps_hu2_mm2])
-    wanted = expected_nps(made_by(soft, 30), soft, sharp, shape)
-    assert wanted.nps_hu2_mm2 == pytest.approx(made_by(sharp, 30).nps_hu2_mm2, rel=1e-6)
+# -- how loud the source is --------------------------------------------------------------------------------------------
 
 
 def test_dose_and_thickness_say_how_much_louder_the_target_s_raw_data_are():
@@ -278,30 +260,40 @@ def test_dose_and_thickness_say_how_much_louder_the_target_s_raw_data_are():
     assert raw_noise_ratio(ScanProtocol(), high) is None
 
 
-def test_the_lift_works_where_the_network_is_free_and_lowers_where_the_dose_is_known():
-    free = np.clip(FREQUENCIES_PER_MM / 0.5, 0, 1)
-    assert lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 40), free, may_lower=False) == pytest.approx(1)
-    raised = lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 25), free, may_lower=False)
-    assert raised[0] == 1 and raised[free == 1] == pytest.approx(1.2, rel=1e-3)
-    assert lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 5), free, may_lower=True).max() == pytest.approx(1.6)
-    assert lift(made_by(gaussian(0.4), 30), made_by(gaussian(0.4), 40), free, may_lower=True)[
-        free == 1
-    ] == pytest.approx(0.75, rel=1e-3)
+def test_the_network_may_change_all_that_is_noise_where_source_and_target_differ_in_loudness():
+    same = np.ones(len(FREQUENCIES_PER_MM))
+    assert not free_share(same, 1.0).any() and not free_share(same, 1.2).any()
+    much_louder = free_share(same, 2.5)
+    assert much_louder[0] == 0 and much_louder[-1] == pytest.approx(0.75, rel=1e-3)
+    assert free_share(same, 1 / 2.5) == pytest.approx(much_louder)
 
 
-def test_a_path_that_ends_with_too_little_noise_is_helped_out():
-    """The gain is capped far too low, and the network has not learned: the level brings a good part of it back."""
-    raw = toy_series(blur_mm=0, seed=3, slices=4, noise_hu=150, size=192)
-    sigma = lambda blur_mm: (0, *(blur_mm / np.array(raw.pixel_mm)))  # noqa: E731
-    soft, sharp = (
-        raw.with_hu(ndimage.gaussian_filter(raw.hu, sigma(mm)), protocol=ScanProtocol(kernel=kernel))
-        for mm, kernel in ((1.3, "B30"), (0.9, "B70"))
-    )
-    model = fit(soft, sharp, steps=1, check_every=1, gain_cap=1.5)
-    wanted, noise = patient_nps(sharp).sd_hu, {}
-    for level in (False, True):
-        model.config = replace(model.config, level=level)
-        about = model.describe(soft)
-        assert ("lift" in about.measured) == level
-        noise[level] = patient_nps(model.harmonize(soft, about=about)).sd_hu
-    assert noise[False] < 0.9 * wanted and noise[False] * 1.05 < noise[True] < 1.05 * wanted
+def test_what_iterative_reconstruction_took_away_is_learned_apart_from_dose_and_thickness():
+    target = ScanProtocol(ctdivol_mgy=6.5, slice_thickness_mm=1)
+    sources = [
+        (ScanProtocol(ctdivol_mgy=dose, slice_thickness_mm=mm, iterative_strength=strength), sd)
+        for dose, mm, strength, sd in (
+            (6.5, 1, None, 40.0),
+            (1.3, 1, 0, 40.0 * 5**0.5),
+            (6.5, 3, 3, 24.0 / 3**0.5),
+            (6.5, 1, 3, 24.0),
+            (6.5, 1, 3, None),
+            (None, 1, 5, 3.0),
+        )
+    ]
+    assert strength_factors(sources, target) == pytest.approx(np.array([[0, 1], [3, 0.6]]))
+    assert strength_factors([], target) == pytest.approx(np.array([[0, 1]]))
+
+
+def test_loudness_follows_from_the_protocols_and_is_measured_where_they_are_silent(to_sharp):
+    model = deepcopy(to_sharp)
+    model.strengths = torch.tensor([[0.0, 1.0], [4.0, 0.5]], dtype=torch.float64)
+    model.target_noise_hu = torch.tensor([20.0], dtype=torch.float64)
+    model.target = ScanProtocol(kernel="B70", ctdivol_mgy=5, slice_thickness_mm=1)
+    low = ScanProtocol(ctdivol_mgy=1.25, slice_thickness_mm=1)
+    assert model._louder(low, 999.0) == pytest.approx(2)
+    assert model._louder(replace(low, iterative_strength=2), None) == pytest.approx(1.5)
+    assert model._louder(replace(low, slice_thickness_mm=4), None) == pytest.approx(1)
+    unknown = ScanProtocol(kernel="B30")
+    assert model._louder(unknown, 60.0) == pytest.approx(3)
+    assert model._louder(unknown, 22.0) == model._louder(unknown, None) == 1

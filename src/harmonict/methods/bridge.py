@@ -8,7 +8,7 @@
     conditional mean of x_1, nonlinear                              loss "bridge"
     as much texture as the target has, in every octave and place    loss "texture"
     few steps from t = 0 to t = 1                                   Bridge._walk
-    noise as strong as the target's kernel would have made it       lift, Bridge._lift
+    how noisy the source is beside the target                       Bridge._louder
 Symbols: S, T the MTFs of source and target; G the gain; x_0 filtered source, x_1 target, x_t between them, x_hat_1 what
 the network thinks of x_1; n noise; epsilon(f) the share of a frequency that the network may change.
 
@@ -21,27 +21,25 @@ so that sharp -> soft is the filter's, and means (lung density, say) are the sou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 
 from harmonict.core import HarmonictError, ScanProtocol, Series
-from harmonict.core.padding import fill_padding
 from harmonict.data import About, Batch, Scan, SlicePairs
 from harmonict.harmonizer import LEARNED_IN_PIXELS
 from harmonict.nn.bridge_network import MULTIPLE, BridgeNetwork, band_powers, filtered
 from harmonict.nn.diffusion import Noise
 from harmonict.physics.kernel import Kernel, crossing
-from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf, spread_slices
+from harmonict.physics.mtf import FREQUENCIES_PER_MM, skin_air_mtf
 from harmonict.physics.mtf import source_mtf as known_mtf
-from harmonict.physics.nps import NoiseSpectrum, patient_nps, patient_nps_pair
+from harmonict.physics.nps import NoiseSpectrum, patient_nps
 from harmonict.sampling import SampledHarmonizer
 from harmonict.tiles import to_multiple
 from harmonict.train import Run
@@ -50,12 +48,12 @@ from harmonict.window_training import WindowKind, WindowSettings, window_batches
 FLOOR = 0.05  # below this a measured MTF is mostly its own noise
 FINE_PER_MM = 0.0025  # step of the curves that filter: straight lines between 0.02 would leave ghosts at 50 mm
 TOLD_PER_MM = np.arange(1, 10) * 0.1  # where the network is told the MTFs
+TOLD_BESIDE = 3  # loudness, slice thickness, pixel size
 TIMES = 3  # cosines of t that it is told
-LOUDER = 1.25  # a filtered source may be so much noisier than the target before the network may denoise all of it
+LOUDER = 1.25  # a filtered source may be so much louder than the target before the network may denoise all of it
 SCALE_BATCHES = 32  # of one patch, that the unit is measured on
 MEAN_OF = 0.998  # the running mean of the weights forgets in 1 / (1 - this) steps
-LIFT_SLICES = 4  # that the noise of the result is measured on, before the series is translated
-LIFT_CAP = 1.6
+GRADIENT_NORM = 1.0  # of a step at most: at the full rate a hard batch threw the network far
 EDGE_PX = 8  # of a patch, that do not count: mirrored borders reach in
 
 
@@ -73,11 +71,9 @@ class Config:
     files lose more of the highest frequencies (rounding, compression, interpolation) than simulated ones.
     patch, batch, steps, rate: Adam's highest; it falls to 0 along a half cosine.
 
-    level: bring the result's noise to what the target's protocol would have made of the same raw data; only up where
-    the files do not say the dose.
     steps_sampled: network evaluations along the path. temperature: strength of the noise that the path is given, 0 =
-    none. samples: how many a spread is taken of; with temperature 0 a spread takes 1, and at least
-    4 steps. check_every: steps between two looks at the held-out patients. window: RadiomicGAN's window training.
+    none; one step has none either. samples: how many a spread is taken of; in at least 4 steps, and where temperature
+    is 0, at 1. check_every: steps between two looks at the held-out patients. window: RadiomicGAN's window training.
     """
 
     channels: int = 64
@@ -93,8 +89,7 @@ class Config:
     batch: int = 16
     steps: int = 40_000
     rate: float = 5e-4
-    level: bool = True
-    steps_sampled: int = 4
+    steps_sampled: int = 1
     temperature: float = 0.5
     samples: int = 8
     check_every: int = 1000
@@ -115,13 +110,12 @@ class Config:
 
 @dataclass(frozen=True)
 class Told:
-    """What is known of each image of a batch: condition (b, k) without the time, curves gain, free and lift (b, n) at
+    """What is known of each image of a batch: condition (b, k) without the time, curves gain and free (b, n) at
     multiples of FINE_PER_MM, pixel_mm (b, 2)."""
 
     condition: Tensor
     gain: Tensor
     free: Tensor
-    lift: Tensor | None
     pixel_mm: Tensor
 
 
@@ -139,9 +133,9 @@ class Bridge(SampledHarmonizer):
             "channels": 32,
             "patch": 96,
             "batch": 6,
-            "steps": 3000,
+            "steps": 6000,
             "rate": 2e-3,
-            "check_every": 150,
+            "check_every": 300,
         },
     }
     limits = (
@@ -150,21 +144,20 @@ class Bridge(SampledHarmonizer):
     )
     unit: Tensor  # (1,) HU: root mean square error of the filtered sources of the training
     target_mtf: Tensor  # (64,) at FREQUENCIES_PER_MM: the median of the training's targets at their skin
-    target_noise_hu: Tensor  # (1,) their median noise SD; NaN where none shows uniform tissue
-    target_nps: Tensor  # (2, n) frequencies in 1/mm and the shape of the targets' noise spectrum there, of SD 1 HU
-    strengths: Tensor  # (n, 2) iterative strengths of the training, and by how much their noise is below that of FBP
+    target_noise_hu: Tensor  # (1,) their median noise SD; infinite where none shows uniform tissue
+    strengths: Tensor  # (n, 2) iterative strengths of the training, and their noise SD over that of FBP
     source_f50: Tensor  # (2,) lowest and highest f50 of the training's sources, 1/mm
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self._build()
         self.register_buffer("unit", torch.ones(1))
-        for name in ("pixel_mm", "target_mtf", "target_noise_hu", "target_nps", "strengths", "source_f50"):
+        for name in ("pixel_mm", "target_mtf", "target_noise_hu", "strengths", "source_f50"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
 
     def _build(self) -> None:
         c = self.config
-        self.network = BridgeNetwork(c.channels, c.blocks, 2 * len(TOLD_PER_MM) + 2 + TIMES)
+        self.network = BridgeNetwork(c.channels, c.blocks, 2 * len(TOLD_PER_MM) + TOLD_BESIDE + TIMES)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -209,16 +202,14 @@ class Bridge(SampledHarmonizer):
                 "bridge": (1.0, ((x_hat_1 - x_1)[inner][seen] / unit).square().mean()),
                 "texture": (c.texture, texture.mean()),
             }
-            run.step(losses, adam)
+            run.step(losses, adam, gradient_norm=GRADIENT_NORM)
             rate.step()
             share = max(1 - MEAN_OF, 1 / (rate.last_epoch + 1))
             with torch.no_grad():
                 for mean, new in zip(self.network.parameters(), trained.parameters(), strict=True):
                     mean.lerp_(new, share)
             run.check(pairs.held_out, self._judged, keep="last")
-        self.pixel_mm = torch.tensor(
-            pairs.pixel_mm
-        )  # not before the end: `describe` looks at results only when it is there
+        self.pixel_mm = torch.tensor(pairs.pixel_mm)
         self.card = run.card(pairs)
         return self.eval()
 
@@ -227,16 +218,15 @@ class Bridge(SampledHarmonizer):
         sources, targets = pairs.scans
         seen = [scan.read() for scan in targets]
         self.target_mtf = torch.from_numpy(np.median([skin_air_mtf(series).kernel.mtf for series in seen], axis=0))
-        noise = {scan.subject: found for scan, series in zip(targets, seen, strict=True) if (found := _noise(series))}
-        if noise:
-            f = next(iter(noise.values())).frequency_per_mm
-            shape = np.median([_of_sd_1(f, n.at(f)) for n in noise.values()], axis=0)
-            self.target_nps = torch.from_numpy(np.stack([f, shape]))
-            self.target_noise_hu = torch.tensor([np.median([n.sd_hu for n in noise.values()])], dtype=torch.float64)
-            self.strengths = torch.from_numpy(self._strengths(sources, noise))
-        about = {id(scan): self.describe(scan.read()) for scan in sources}
-        f50 = [_f50(a.measured["source_mtf"]) for a in about.values()]
+        sds = [noise.sd_hu for series in seen if (noise := _noise(series)) is not None]
+        self.target_noise_hu = torch.tensor([np.median(sds) if sds else np.inf], dtype=torch.float64)
+        looked = [(scan, *self._look(scan.read())) for scan in sources]
+        self.strengths = torch.from_numpy(
+            strength_factors([(a.protocol, after) for _, a, after in looked], self.target)
+        )
+        f50 = [_f50(a.measured["source_mtf"]) for _, a, _ in looked]
         self.source_f50 = torch.tensor([min(f50), max(f50)], dtype=torch.float64)
+        about = {id(scan): self._known(a, after) for scan, a, after in looked}
         squares = 0.0
 
         def known(scan: Scan) -> About:
@@ -251,19 +241,6 @@ class Bridge(SampledHarmonizer):
                 squares += float(error[batch.measured].square().mean()) / SCALE_BATCHES
         self.unit = torch.tensor([max(squares, 1.0) ** 0.5])
 
-    def _strengths(self, sources: list[Scan], target_noise: Mapping[str, NoiseSpectrum]) -> np.ndarray:
-        """(n, 2) iterative strengths, and the target's noise SD over what `expected_nps` makes of such a source's."""
-        found: dict[float, list[float]] = {}
-        for scan in sources:
-            series = scan.read()
-            noise, target = _noise(series), target_noise.get(scan.subject)
-            if noise is None or target is None:
-                continue
-            wanted = self._expected(noise, skin_air_mtf(series).kernel.mtf, series.protocol)
-            if wanted.sd_hu > 0:
-                found.setdefault(series.protocol.iterative_strength or 0.0, []).append(target.sd_hu / wanted.sd_hu)
-        return np.array([[strength, np.median(ratios)] for strength, ratios in sorted(found.items())]).reshape(-1, 2)
-
     def _varied(self, batch: Batch) -> tuple[Tensor, tuple[About, ...]]:
         """The batch's sources and what is known of them: some are the target times (S / T)^a, all are a bit noisier."""
         source, about = batch.source.clone(), list(batch.about)
@@ -277,7 +254,7 @@ class Bridge(SampledHarmonizer):
             pixel_mm = torch.tensor([about[k].pixel_mm], device=source.device)
             one = filtered(batch.target[k : k + 1], _fine(ratio, source.device), FINE_PER_MM, pixel_mm)
             source[k : k + 1] = one.round()  # as a file keeps it
-            about[k] = self._known(replace(about[k], measured={"source_mtf": mtf}), None, 0.0)
+            about[k] = self._known(replace(about[k], protocol=self.target, measured={"source_mtf": mtf}), None)
         sd = self.config.source_noise_hu * torch.rand(len(source), 1, 1, 1, generator=batch.generator).square()
         noise = sd * torch.randn(source.shape, generator=batch.generator)
         return source + noise.to(source.device), tuple(about)
@@ -289,76 +266,46 @@ class Bridge(SampledHarmonizer):
 
         Raises HarmonictError for a series that shows no clean skin beside air, where no MTF is given.
         """
+        about, after = self._look(series, source_mtf)
+        return self._known(about, after) if len(self.target_mtf) else about
+
+    def _look(self, series: Series, source_mtf: Kernel | None = None) -> tuple[About, float | None]:
+        """What is measured of a source: its MTF, and the SD in HU of its noise after the filter (None where no uniform
+        tissue shows it)."""
         about = super().describe(series)
         mtf = known_mtf(series, source_mtf)
         about = replace(about, measured={"source_mtf": mtf})
         if not len(self.target_mtf):
-            return about
+            return about, None
         noise = _noise(series)
-        if noise is None or not len(self.target_nps):
-            return self._known(about, noise, 0.0)
-        about = self._known(about, noise, self._expected(noise, mtf, series.protocol).sd_hu)
-        if self.config.level and len(self.pixel_mm):
-            about = replace(about, measured={**about.measured, "lift": self._lift(series, about)})
-        return about
+        return about, None if noise is None else _sd_after(noise, self._gain(mtf))
 
-    def _expected(self, noise: NoiseSpectrum, source_mtf: np.ndarray, protocol: ScanProtocol) -> NoiseSpectrum:
-        """The noise that the series would have, had it been made by the target's protocol."""
-        target_mtf, target_nps = self.target_mtf.cpu().numpy(), self.target_nps.cpu().numpy()
-        wanted = expected_nps(noise, clean_tail(source_mtf), clean_tail(target_mtf), target_nps)
-        ratio = raw_noise_ratio(protocol, self.target)
-        if (
-            ratio is None
-        ):  # unknown dose: of a series that is much louder than the target's were, the network takes noise away
-            usual = float(self.target_noise_hu)
-            ratio = usual / wanted.sd_hu if wanted.sd_hu > LOUDER * usual else 1.0
-        if len(self.strengths):
-            strengths, ratios = self.strengths.cpu().numpy().T
-            ratio *= float(np.interp(protocol.iterative_strength or 0.0, strengths, ratios))
-        return NoiseSpectrum(
-            wanted.frequency_per_mm, ratio**2 * wanted.nps_hu2_mm2, ratio * wanted.sd_hu, wanted.patches
-        )
-
-    def _lift(self, series: Series, about: About) -> np.ndarray:
-        """The last filter of the path, at FREQUENCIES_PER_MM: 1 where the result has the noise that is wanted."""
-        planes = spread_slices(len(series.hu), LIFT_SLICES)
-        padding = None if series.padding is None else series.padding[planes]
-        some = replace(series, hu=fill_padding(series.hu[planes], padding), padding=padding, is_volume=False)
-        device = self.unit.device
-        told = self._told((about,), device)
-        made = []
-        with torch.inference_mode():
-            for hu in some.hu:
-                x = torch.from_numpy(hu)[None, None].to(device)
-                made.append(to_multiple(x, MULTIPLE, lambda x: self._walk(x, told, Noise()))[0, 0].cpu().numpy())
-        try:
-            noise, result = patient_nps_pair(some, np.stack(made))
-        except HarmonictError:  # no uniform tissue in these slices
-            return np.ones(len(FREQUENCIES_PER_MM))
-        wanted = self._expected(noise, about.measured["source_mtf"], series.protocol)
-        may_lower = raw_noise_ratio(series.protocol, self.target) is not None
-        return lift(wanted, result, about.measured["free"], may_lower=may_lower)
-
-    def _known(self, about: About, noise: NoiseSpectrum | None, wanted_hu: float) -> About:
-        """wanted_hu: noise SD that the target would have; 0 where nobody knows."""
+    def _known(self, about: About, noise_after_hu: float | None) -> About:
+        """With the filters for the source, and how loud it is."""
         mtf = about.measured["source_mtf"]
-        gain = ratio_gain(mtf, self.target_mtf.cpu().numpy(), gain_cap=self.config.gain_cap)
-        louder = _noise_after(noise, gain) / wanted_hu if noise is not None and wanted_hu > 0 else 0.0
+        gain, louder = self._gain(mtf), self._louder(about.protocol, noise_after_hu)
         free = free_share(gain, louder)
         if self.config.start == "source":
             gain, free = np.ones_like(gain), np.ones_like(gain)
-        measured = {
-            "source_mtf": mtf,
-            "louder": np.array([louder or 1.0]),
-            "gain": gain,
-            "free": free,
-        }
-        outside = about.outside
-        if len(self.source_f50):
-            low, high = self.source_f50.tolist()
-            if not 0.85 * low <= _f50(mtf) <= 1.15 * high:
-                outside += (f"trained on sources with f50 {low:.2f} to {high:.2f}/mm, this one has {_f50(mtf):.2f}/mm",)
-        return replace(about, measured=measured, outside=outside)
+        measured = {"source_mtf": mtf, "louder": np.array([louder]), "gain": gain, "free": free}
+        low, high = self.source_f50.tolist()
+        if not 0.85 * low <= _f50(mtf) <= 1.15 * high:
+            words = f"trained on sources with f50 {low:.2f} to {high:.2f}/mm, this one has {_f50(mtf):.2f}/mm"
+            about = replace(about, outside=(*about.outside, words))
+        return replace(about, measured=measured)
+
+    def _gain(self, source_mtf: np.ndarray) -> np.ndarray:
+        return ratio_gain(source_mtf, self.target_mtf.cpu().numpy(), gain_cap=self.config.gain_cap)
+
+    def _louder(self, protocol: ScanProtocol, noise_after_hu: float | None) -> float:
+        """Noise SD of the filtered source over that of the target: from dose, slice thickness and iterative strength.
+        Where the doses are not known: as measured, if that is much louder than the training's targets."""
+        ratio = raw_noise_ratio(protocol, self.target)
+        if ratio is None:
+            measured = (noise_after_hu or 0.0) / float(self.target_noise_hu)
+            return measured if measured > LOUDER else 1.0
+        strengths, factors = self.strengths.cpu().numpy().T
+        return float(np.interp(protocol.iterative_strength or 0.0, strengths, factors)) / ratio
 
     def _told(
         self, about: tuple[About, ...], device: torch.device, *, generator: torch.Generator | None = None
@@ -369,15 +316,15 @@ class Bridge(SampledHarmonizer):
         mtfs = torch.from_numpy(both[:, :, places].clip(0, 2).astype(np.float32)).flatten(1)
         if generator is not None:
             mtfs = mtfs + self.config.mtf_noise * torch.randn(mtfs.shape, generator=generator)
-        # not the noise itself, which would tell the few patients of a training apart
-        logs = np.log([[max(float(a.measured["louder"][0]), 0.05)] for a in about])
+        # not the noise as measured, which would tell the few patients of a training apart
+        thick = [slice_thickness_ratio(a.protocol, self.target) for a in about]
+        beside = np.log([[float(a.measured["louder"][0]), t] for a, t in zip(about, thick, strict=True)])
         pixels = np.array([a.pixel_mm for a in about])
-        rest = np.concatenate([logs, np.log(pixels.mean(1, keepdims=True))], axis=1).astype(np.float32)
+        rest = np.concatenate([beside, np.log(pixels.mean(1, keepdims=True))], axis=1).astype(np.float32)
         return Told(
             condition=torch.cat([mtfs, torch.from_numpy(rest)], dim=1).to(device),
             gain=torch.cat([_fine(a.measured["gain"], device) for a in about]),
             free=torch.cat([_fine(a.measured["free"], device) for a in about]),
-            lift=torch.cat([_fine(a.measured["lift"], device) for a in about]) if "lift" in about[0].measured else None,
             pixel_mm=torch.from_numpy(pixels.astype(np.float32)).to(device),
         )
 
@@ -404,7 +351,7 @@ class Bridge(SampledHarmonizer):
                 n = (x_t - torch.lerp(x_0, x_hat_1, t)) / (t * (1 - t)) ** 0.5
             t = step / c.steps_sampled
             x_t = torch.lerp(x_0, x_hat_1, t) + (t * (1 - t)) ** 0.5 * n
-        return x_t if told.lift is None else filtered(x_t, told.lift, FINE_PER_MM, told.pixel_mm)
+        return x_t
 
     def _estimate(
         self, x_t: Tensor, x_0: Tensor, source: Tensor, t: Tensor, told: Told, *, network: nn.Module | None = None
@@ -470,7 +417,7 @@ def free_share(gain: np.ndarray, louder: float) -> np.ndarray:
     the target; above LOUDER some of every frequency but the lowest is noise, and the network may take it away.
     """
     amplified = 1 - 1 / np.maximum(gain, 1.0) ** 2
-    noise = max(0.0, 1 - (LOUDER / louder) ** 2) if louder > 0 else 0.0
+    noise = max(0.0, 1 - (LOUDER / louder) ** 2)
     return np.maximum(amplified, noise * -np.expm1(-((FREQUENCIES_PER_MM / 0.05) ** 2)))
 
 
@@ -484,46 +431,32 @@ def raw_noise_ratio(source: ScanProtocol, target: ScanProtocol) -> float | None:
     known = [s / t for s, t in doses if s and t]
     if not known:
         return None
-    thick = (source.slice_thickness_mm, target.slice_thickness_mm)
-    return float(np.sqrt(known[0] * (thick[0] / thick[1] if thick[0] and thick[1] else 1.0)))
+    return float(np.sqrt(known[0] * slice_thickness_ratio(source, target)))
 
 
-def expected_nps(
-    noise: NoiseSpectrum, source_mtf: np.ndarray, target_mtf: np.ndarray, target_nps: np.ndarray
-) -> NoiseSpectrum:
-    """The noise that the target's kernel would have made of the same raw data.
+def slice_thickness_ratio(source: ScanProtocol, target: ScanProtocol) -> float:
+    """1 where one of them is not known."""
+    one, other = source.slice_thickness_mm, target.slice_thickness_mm
+    return one / other if one and other else 1.0
 
-    Its shape is the training targets' (2, n); its level follows from the source's, times (T / S)^2, in the upper half
-    of where the source shows noise (up to where S falls under 0.15): what anatomy the patches hold lies below. SD 0
-    where there is no such place.
+
+def strength_factors(sources: Sequence[tuple[ScanProtocol, float | None]], target: ScanProtocol) -> np.ndarray:
+    """(n, 2): iterative strengths, and their noise SD over that of filtered back-projection (the least strength there).
+
+    sources: protocols, and the noise SD in HU after the filter; what dose and slice thickness make of it counts not.
     """
-    f, shape = target_nps
-    source, target = (np.interp(f, FREQUENCIES_PER_MM, mtf) for mtf in (source_mtf, target_mtf))
-    seen = np.cumprod(source > 0.15).astype(bool)
-    band = seen & (f >= 0.14) & (f >= 0.5 * f[seen].max(initial=0.0))
-    if not band.any():
-        return NoiseSpectrum(f, np.zeros_like(f), 0.0, 0)
-    sd = float(np.exp(0.5 * np.median(np.log(noise.at(f) * (target / source) ** 2 / shape)[band])))
-    return NoiseSpectrum(f, sd**2 * shape, sd, noise.patches)
+    found: dict[float, list[float]] = {}
+    for protocol, sd in sources:
+        if sd is not None and (ratio := raw_noise_ratio(protocol, target)) is not None:
+            found.setdefault(protocol.iterative_strength or 0.0, []).append(sd * ratio)
+    if not found:
+        return np.array([[0.0, 1.0]])
+    sds = {strength: float(np.median(found[strength])) for strength in sorted(found)}
+    least = sds[min(sds)]
+    return np.array([[strength, sd / least] for strength, sd in sds.items()])
 
 
-def lift(wanted: NoiseSpectrum, result: NoiseSpectrum, free: np.ndarray, *, may_lower: bool) -> np.ndarray:
-    """The filter at FREQUENCIES_PER_MM that brings the result's noise to what is wanted, by a factor of LIFT_CAP at
-    most, where the network is free. Smooth over 0.05 per mm. may_lower: else it raises only."""
-    f = wanted.frequency_per_mm
-    if not wanted.sd_hu > 0:
-        return np.ones(len(FREQUENCIES_PER_MM))
-    ratio = np.log(np.maximum(wanted.nps_hu2_mm2, 1e-12) / np.maximum(result.at(f), 1e-12)) / 2
-    smooth = ndimage.gaussian_filter1d(ratio, 0.05 / float(np.mean(np.diff(f))), mode="nearest")
-    cap = float(np.log(LIFT_CAP))
-    return np.exp(np.interp(FREQUENCIES_PER_MM, f, smooth).clip(-cap if may_lower else 0.0, cap) * free)
-
-
-def _of_sd_1(f: np.ndarray, power: np.ndarray) -> np.ndarray:
-    return power / np.trapezoid(2 * np.pi * f * power, f)
-
-
-def _noise_after(noise: NoiseSpectrum, gain: np.ndarray) -> float:
+def _sd_after(noise: NoiseSpectrum, gain: np.ndarray) -> float:
     """Noise SD in HU after the filter."""
     f = noise.frequency_per_mm
     power = f * noise.nps_hu2_mm2
@@ -532,9 +465,10 @@ def _noise_after(noise: NoiseSpectrum, gain: np.ndarray) -> float:
 
 
 def _noise(series: Series) -> NoiseSpectrum | None:
+    """None where no uniform tissue shows it."""
     try:
         return patient_nps(series)
-    except HarmonictError:  # no uniform tissue
+    except HarmonictError:
         return None
 
 

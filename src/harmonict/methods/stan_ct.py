@@ -292,7 +292,7 @@ class STANCT(NetworkHarmonizer):
         if c.units == "none":
             return super().harmonize(series, target, about=about, slices_at_once=slices_at_once, qc=qc)
         target = target or self.target
-        self._check(target)
+        self.check_fitted(target)
         device = self._to_device()
         settings = FusionSettings(
             mode=c.units, gray=c.gray_to_hu, realness=c.real_above, resize_px=c.patch if c.resize_crops else None
@@ -316,12 +316,9 @@ class STANCT(NetworkHarmonizer):
         return series.with_hu(out, protocol=series.protocol.with_(kernel=target.kernel))
 
     def translate(self, x: Tensor, target: ScanProtocol, about: About) -> Tensor:
-        self._check(target)
+        self.check_fitted(target)
         # the same numbers whatever the batch
         return torch.cat([self._convert(self.network, x[n : n + 1]) for n in range(len(x))])
-
-    def _check(self, target: ScanProtocol) -> None:
-        self.check_fitted(target)
 
     def _draw(self, network: nn.Module, x0: Tensor) -> Tensor:
         drawn = network(x0)

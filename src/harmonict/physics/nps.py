@@ -90,24 +90,7 @@ def patient_nps(series: Series, *, max_slices: int = 12, patch_mm: float = 20.0)
     one (at least 8: the most uniform ones), so that little anatomy remains. Raises HarmonictError as
     `uniform_noise_sd`.
     """
-    return nps_radial(
-        _uniform_patches(series, max_slices, patch_mm)[:, 0], pixel_mm=series.pixel_mm, detrend=1, window=True
-    )
-
-
-def patient_nps_pair(series: Series, other_hu: np.ndarray) -> tuple[NoiseSpectrum, NoiseSpectrum]:
-    """`patient_nps` of a series, and the spectrum of `other_hu` (z, y, x), another image of its slices, in the same
-    patches: noise differs from place to place, so that two choices of patches could not be compared."""
-    patches = _uniform_patches(series, 12, 20.0, other_hu)
-    one, two = (nps_radial(patches[:, n], pixel_mm=series.pixel_mm, detrend=1, window=True) for n in (0, 1))
-    return one, two
-
-
-def _uniform_patches(
-    series: Series, max_slices: int, patch_mm: float, other_hu: np.ndarray | None = None
-) -> np.ndarray:
-    """(n, 1 or 2, h, w): the patches that `patient_nps` speaks of, and what `other_hu` shows there."""
-    found = _patches(series, max_slices, patch_mm, other_hu)
+    found = _patches(series, max_slices, patch_mm)
     if not found:
         raise HarmonictError(
             f"{series.name or 'series'}: no patch of soft tissue ({patch_mm:g} mm, -150 to 200 HU) for a noise spectrum"
@@ -115,22 +98,19 @@ def _uniform_patches(
     patches, sds = np.concatenate([p for p, _ in found]), np.concatenate([s for _, s in found])
     limit = max(1.2 * np.exp(_half_sample_mode(np.log(np.maximum(sds, 1e-3)))), np.sort(sds)[:8][-1])
     chosen = sds <= limit
-    return patches[chosen]
+    result = nps_radial(patches[chosen], pixel_mm=series.pixel_mm, detrend=1, window=True)
+    return result
 
 
-def _patches(
-    series: Series, max_slices: int, patch_mm: float, other_hu: np.ndarray | None = None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per slice: patches (n, 1 or 2, h, w) of soft tissue, of the series and of `other_hu`, and the former's detrended
-    SD (n,)."""
+def _patches(series: Series, max_slices: int, patch_mm: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per slice: patches (n, h, w) of soft tissue and their detrended SD (n,)."""
     slices = spread_slices(series.hu.shape[0], max_slices)
     for hu_range in (TISSUE_HU, FAT_TO_TISSUE_HU):
 
         def look(z: int, hu_range: Sequence[float] = hu_range):
             padding = None if series.padding is None else series.padding[z]
-            other = None if other_hu is None else other_hu[z]
-            patches = _slice_patches(series.hu[z], series.pixel_mm, padding, patch_mm, hu_range, other)
-            return (patches, _detrended(patches[:, 0], 1).std(axis=(1, 2))) if len(patches) else None
+            patches = _slice_patches(series.hu[z], series.pixel_mm, padding, patch_mm, hu_range)
+            return (patches, _detrended(patches, 1).std(axis=(1, 2))) if len(patches) else None
 
         found = [f for f in in_threads(look, slices) if f is not None]
         if sum(len(p) for p, _ in found) >= 8:
@@ -138,20 +118,12 @@ def _patches(
     return found
 
 
-def _slice_patches(
-    hu: np.ndarray,
-    pixel_mm: tuple[float, float],
-    padding: np.ndarray | None,
-    patch_mm: float,
-    hu_range: Sequence[float],
-    other: np.ndarray | None,
-) -> np.ndarray:
+def _slice_patches(hu, pixel_mm, padding, patch_mm: float, hu_range: Sequence[float]) -> np.ndarray:
     size = [max(8, round(patch_mm / p)) for p in pixel_mm]
     hu = hu if padding is None else np.where(padding, np.float32(-1000), hu)
     mask = body_mask(hu, pixel_mm)
     if mask is None or size[0] > hu.shape[0] or size[1] > hu.shape[1]:
-        return np.empty((0, 1, *size), np.float32)
-    images = hu[None] if other is None else np.stack([hu, other])
+        return np.empty((0, *size), np.float32)
     smooth = ndimage.gaussian_filter(hu, 1.5 / np.array(pixel_mm), truncate=3.0)
     tissue = mask & (smooth > hu_range[0]) & (smooth < hu_range[1])
     # Every pixel of the patch, slightly smoothed, must be tissue: minimum filter by an integral image.
@@ -160,9 +132,7 @@ def _slice_patches(
     inside = total[h:, w:] - total[:-h, w:] - total[h:, :-w] + total[:-h, :-w]
     step = [max(1, s // 2) for s in size]
     corners = np.argwhere(inside[:: step[0], :: step[1]] == h * w) * step
-    if not len(corners):
-        return np.empty((0, len(images), h, w), np.float32)
-    return np.stack([images[:, y : y + h, x : x + w] for y, x in corners])
+    return np.stack([hu[y : y + h, x : x + w] for y, x in corners]) if len(corners) else np.empty((0, h, w), np.float32)
 
 
 def _detrended(patches: np.ndarray, order: int) -> np.ndarray:
