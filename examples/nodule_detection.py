@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--out", type=Path, default=Path("nodule-detection"))
     parser.add_argument("--renditions", type=int, default=4, help="of each patient, evenly through the trial's list")
-    parser.add_argument("--steps", type=int, default=1200, help="of four patches; a third of a second each")
+    parser.add_argument("--steps", type=int, default=1200, help="of four patches")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
