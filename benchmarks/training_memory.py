@@ -95,8 +95,10 @@ def minutes(method: str, model_folder: str) -> float:
 
     config = make_config(METHODS[method].Config, METHODS[method].sizes["compact"])
     phases = json.loads((Path(model_folder) / "card.json").read_text())["training"]
-    steps = [getattr(config, name) for name in ("steps", "steps_diffusion") if hasattr(config, name)]
-    return sum(phase["seconds"] / phase["steps"] * n for phase, n in zip(phases, steps, strict=True)) / 60
+    if hasattr(config, "steps_diffusion"):
+        first, second = (phase["seconds"] / phase["steps"] for phase in phases)
+        return (first * config.steps + second * config.steps_diffusion) / 60
+    return sum(p["seconds"] for p in phases) / sum(p["steps"] for p in phases) * config.steps / 60
 
 
 def main() -> None:

@@ -1,7 +1,10 @@
 """Tables 2 and 3 and figures 3 and 4 of CVH-CT (Selim et al. 2021) on the virtual cross-vendor trial, as Markdown.
 
     harmonict simulate cross-vendor-small --out cv
-    harmonict fit cvh-ct --size compact --cohort cv/cohort.csv --target-protocol Bl64 --out cvh-ct
+    harmonict fit cyclegan --size compact --cohort cv/cohort.csv --source-protocol LUNG --target-protocol Bl64 \
+        --out cyclegan
+    harmonict fit cvh-ct --size compact --cohort cv/cohort.csv --source-protocol LUNG --target-protocol Bl64 \
+        --out cvh-ct
     python examples/cvh_ct_tables.py cv cyclegan=cyclegan cvh-ct=cvh-ct --figure-3 residuals.png > tables.md
     python examples/cvh_ct_tables.py cv --figure-4 epochs.png --set steps=1200
 

@@ -1,7 +1,8 @@
 """The fidelity check on the test series of a benchmark: which share of the slices passes, model by model.
 
 harmonict benchmark configs/kentucky.toml --out runs/kentucky
-python examples/fidelity_of_models.py configs/kentucky.toml runs/kt/cohort.csv runs/kentucky/models/{choe,bridge}
+python examples/fidelity_of_models.py configs/kentucky.toml runs/kentucky/trial/cohort.csv \
+    runs/kentucky/models/choe runs/kentucky/models/bridge
 
 Prints a Markdown table: slices that pass, warn and fail. `target` is the true target image of the same patient, checked
 as if a model had made it: below 100 % where dose or slice thickness differ, for there it holds other noise.

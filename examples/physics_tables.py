@@ -3,8 +3,10 @@
     harmonict simulate duke-small --out duke --jobs 2
     python examples/physics_tables.py duke --copd-only duke/copd.csv      patients for the ablation, as a cohort table
     harmonict fit physics  --size compact --cohort duke/cohort.csv --target-protocol truth --out physics
-    harmonict fit physics  --size compact --cohort duke/copd.csv --set steps=3000 --set cycle=1000 --out physics-copd
-    harmonict fit vgg-unet --size compact --cohort duke/copd.csv --set steps=3000 --set cycle=1000 --out vgg-unet-copd
+    harmonict fit physics  --size compact --cohort duke/copd.csv --target-protocol truth --set steps=3000 \
+        --set cycle=1000 --out physics-copd
+    harmonict fit vgg-unet --size compact --cohort duke/copd.csv --target-protocol truth --set steps=3000 \
+        --set cycle=1000 --out vgg-unet-copd
     python examples/physics_tables.py duke --model physics --ablation physics-copd vgg-unet-copd --out tables
     HARMONICT_DATA=... python examples/physics_tables.py --real --model physics --out tables
 

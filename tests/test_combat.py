@@ -95,7 +95,7 @@ def test_order_of_rows_and_units_change_nothing():
     np.testing.assert_allclose(scaled[NAMES], 1000 * apply_combat(model, table)[NAMES], rtol=1e-9)
 
 
-def test_other_columns_and_the_index_stay(tmp_path):
+def test_other_columns_and_the_index_stay():
     table = make().assign(parameter_bin_width=25).set_index(["patient", "roi", "scan"])
     out = apply_combat(fit_combat(table, batch="kernel"), table)
     assert out.index.equals(table.index) and list(out.columns) == list(table.columns)

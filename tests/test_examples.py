@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -15,3 +17,13 @@ def test_the_demo_runs_from_an_empty_folder_and_improves_every_patient(tmp_path)
     assert len(body) == 4
     for before, after in zip(body[::2], body[1::2], strict=True):
         assert after > before + 10
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_says_how_to_run_it(script, tmp_path):
+    """Its imports hold, and what it prints for --help names the script."""
+    if "argparse" not in script.read_text():
+        pytest.skip("takes no arguments")
+    run = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert script.name in run.stdout

@@ -175,7 +175,7 @@ def test_uncertainty_is_a_second_derived_series_of_the_same_study(model, tmp_pat
     (second,) = find_series(row["uncertainty"]).found
     assert second.series_uid != result.series_uid and len(second.paths) == len(result.paths) == 4
     hu, image = second.read().hu, result.read()
-    assert hu.min() >= 0 or image.padding is not None
+    assert hu[~image.padding].min() >= 0
     expected = model.spread(find_series(tmp_path / "ct").found[0].read())
     assert np.allclose(hu, expected.hu, atol=0.5 + 1e-3)
     again = harmonize_cohort(tmp_path / "ct", tmp_path / "out", model, uncertainty=True)

@@ -116,7 +116,7 @@ def test_a_finished_training_is_not_done_again(tmp_path):
     assert again[0].card(make_pairs())["training"][0]["steps"] == 12
 
 
-def test_seeds_differ(tmp_path):
+def test_seeds_differ():
     a, b, c = (training(None, seed=seed)[1].state_dict() for seed in (0, 0, 1))
     assert_same(a, b)
     assert not torch.equal(a["0.weight"], c["0.weight"])

@@ -60,7 +60,7 @@ def log(folder, name):
         return [float(row[3]) for row in csv.reader(stream) if row[2] == name]
 
 
-def test_without_a_window_the_batches_are_those_of_the_run(tmp_path):
+def test_without_a_window_the_batches_are_those_of_the_run():
     run, seen = Run(), []
     for batch in run.batches(PAIRS, size=2, patch=32, steps=STEPS):
         seen.append((float(batch.source.min()), float(batch.source.max()), float(batch.target.max())))
@@ -122,7 +122,7 @@ def test_both_grow_first_and_choose_then(tmp_path):
     assert high[:12] == [-768, -512, -256, 0, 256, 512, 768, *[1000] * 5] and len(high) == 18
 
 
-def test_networks_are_back_in_training_after_a_look(tmp_path):
+def test_networks_are_back_in_training_after_a_look():
     network = nn.Sequential(nn.BatchNorm2d(1))
     adam = torch.optim.Adam(network.parameters())
     run = Run(say=lambda line: None)

@@ -141,7 +141,7 @@ def fit(
     source_mtf: Annotated[Path | None, typer.Option(help="CSV of the source's MTF (mtf-ratio, no images).")] = None,
     target_mtf: Annotated[Path | None, typer.Option(help="CSV of the target's MTF (mtf-ratio, no images).")] = None,
     size: Annotated[
-        str | None, typer.Option(help="Of a network: paper, or compact for a computer without GPU.")
+        str | None, typer.Option(help="Of a network: paper (bridge: full), or compact for a computer without GPU.")
     ] = None,
     settings: Settings = None,
     resample: Annotated[

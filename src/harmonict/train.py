@@ -144,7 +144,8 @@ class Run:
         place. All of it is in every checkpoint; networks are moved to the device. epoch_steps: steps between two
         checks; default a twentieth of all. describe: gives each source's About, once a series.
 
-        When the loop ends, the networks hold the weights of the best check, or the last where nothing was checked.
+        When the loop ends, the networks hold the weights of the best check, or the last where nothing was checked or
+        `check` keeps the last.
         """
         if steps < 1 or size < 1:
             raise HarmonictError(f"steps and batch size must be at least 1, got {steps} and {size}")

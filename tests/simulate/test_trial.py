@@ -378,7 +378,7 @@ def test_a_part_that_fails_costs_no_other_and_is_tried_again(made, config, tmp_p
     assert tree(out) == tree(made[0])
 
 
-def test_a_finished_trial_is_not_made_again(made, config, tmp_path, monkeypatch):
+def test_a_finished_trial_is_not_made_again(made, config, monkeypatch):
     monkeypatch.setattr(module, "run_unit", lambda unit: pytest.fail("made again"))
     before = tree(made[0])
     table = run_trial(load_trial(config), made[0])

@@ -309,9 +309,8 @@ def _differs(model: ModelPlan, place: Path, what: dict[str, Any]) -> list[str] |
         known = json.loads(file.read_text())
         changed = sorted(k for k in what if what[k] != known.get(k))
         if changed == ["settings"]:
-            return sorted(
-                k for k, v in what["settings"].items() if k not in known["settings"] or v != known["settings"][k]
-            )
+            have, want = known["settings"], what["settings"]
+            return sorted(k for k in have.keys() | want.keys() if k not in have or k not in want or have[k] != want[k])
         return changed
     if not (place / CONFIG_FILE).is_file():
         return None  # filters of an unfinished run
@@ -463,7 +462,7 @@ def settings_words(model: ModelPlan) -> str:
 
 
 def _measure(tasks: list[Task], jobs: int) -> tuple[dict[str, dict[str, np.ndarray]], list[str], int]:
-    """Case name -> arrays; reasons of failures; how many were measured now (none for jobs=0)."""
+    """Case name -> arrays; reasons of failures; how many were measured now."""
     found: dict[str, dict[str, np.ndarray]] = {}
     left = []
     for task in tasks:
@@ -472,7 +471,7 @@ def _measure(tasks: list[Task], jobs: int) -> tuple[dict[str, dict[str, np.ndarr
             left.append(task)
         else:
             found[task.case.name] = arrays
-    reasons = []
+    reasons, measured = [], 0
     if jobs:
         for index, result in map_series(_measure_one, left, jobs=jobs):
             if isinstance(result, HarmonictError):
@@ -481,7 +480,8 @@ def _measure(tasks: list[Task], jobs: int) -> tuple[dict[str, dict[str, np.ndarr
                 arrays = read_arrays(left[index].path, left[index].key)
                 assert arrays is not None
                 found[left[index].case.name] = arrays
-    return {task.case.name: found[task.case.name] for task in tasks if task.case.name in found}, reasons, len(left)
+                measured += 1
+    return {task.case.name: found[task.case.name] for task in tasks if task.case.name in found}, reasons, measured
 
 
 def _measure_one(task: Task) -> str:

@@ -79,10 +79,10 @@ def make_tables(
                 rows.append({"model": name, **_case_row(case, targets[case.name], result.measured[case.name])})
     per_case = pd.DataFrame(rows)
     summary = _summary(plan, cases, targets, results, per_case)
-    models = _models(cases, results)
+    models = _models(results)
     one = _tumour(tumour, targets, results)
     tests = _tests(plan, per_case)
-    return Tables(models, per_case, summary, one, tests, _page(plan, models, summary, one, tests, tumour, targets))
+    return Tables(models, per_case, summary, one, tests, _page(plan, models, summary, one, tests, tumour))
 
 
 def write_tables(tables: Tables, out: str | Path) -> None:
@@ -213,7 +213,7 @@ def _biology(
     return row
 
 
-def _models(cases: Sequence[Any], results: Mapping[str, Result]) -> pd.DataFrame:
+def _models(results: Mapping[str, Result]) -> pd.DataFrame:
     rows = []
     for name, result in results.items():
         state = "failed" if not result.measured else "done" if not result.reason else "part"
@@ -307,7 +307,6 @@ def _page(
     tumour: pd.DataFrame,
     tests: pd.DataFrame,
     case: Any | None,
-    targets: Mapping[str, Arrays],
 ) -> str:
     lines = [
         f"Trained on the trial {Path(plan.trial).name}, {' and '.join(plan.sources)} to {plan.target}, "

@@ -65,6 +65,7 @@ class EncoderDecoderMethod(NetworkHarmonizer):
     name = "encoder-decoder"
     paper = "Selim et al. 2023, encoder-decoder alone"
     Config = Config
+    changes = ()
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {

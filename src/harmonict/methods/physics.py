@@ -271,7 +271,8 @@ def refuse_what_is_no_trunk(series: Series) -> None:
     name = series.name or "series"
     if abs(series.geometry.direction[0][2]) < 0.7:
         raise HarmonictError(f"{name}: its slices do not lie across the body; give the axial series of this patient")
-    z = spread_slices(len(series.hu), 3)[len(spread_slices(len(series.hu), 3)) // 2]
+    some = spread_slices(len(series.hu), 3)
+    z = some[len(some) // 2]
     hu = series.hu[z] if series.padding is None else np.where(series.padding[z], np.float32(-1000), series.hu[z])
     mask = body_mask(hu, series.pixel_mm)
     if mask is None:

@@ -18,8 +18,7 @@ norm, as in eq 6. It acts on the image, not on the encoder, which could make all
 linear and not squeezed into [-1, 1]; gray turns into HU by the inverse of that (`gray_to_hu="affine"`), since eq 7
 shifts HU. 5. `compact`, for two CPU cores: a narrow network of the same layers that learns what to add to the source
 (`residual`), layers up that double pixels and convolve (`upsampling="resize"`: no checkerboard), and crops that keep
-their pixel size (`resize_crops`): resizing changes the texture that is to be learned. Measured in
-docs/methods/stan-ct.md.
+their pixel size (`resize_crops`): resizing changes the texture that is to be learned.
 """
 
 from __future__ import annotations

@@ -98,8 +98,7 @@ def patient_nps(series: Series, *, max_slices: int = 12, patch_mm: float = 20.0)
     patches, sds = np.concatenate([p for p, _ in found]), np.concatenate([s for _, s in found])
     limit = max(1.2 * np.exp(_half_sample_mode(np.log(np.maximum(sds, 1e-3)))), np.sort(sds)[:8][-1])
     chosen = sds <= limit
-    result = nps_radial(patches[chosen], pixel_mm=series.pixel_mm, detrend=1, window=True)
-    return result
+    return nps_radial(patches[chosen], pixel_mm=series.pixel_mm, detrend=1, window=True)
 
 
 def _patches(series: Series, max_slices: int, patch_mm: float) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -118,7 +117,13 @@ def _patches(series: Series, max_slices: int, patch_mm: float) -> list[tuple[np.
     return found
 
 
-def _slice_patches(hu, pixel_mm, padding, patch_mm: float, hu_range: Sequence[float]) -> np.ndarray:
+def _slice_patches(
+    hu: np.ndarray,
+    pixel_mm: tuple[float, float],
+    padding: np.ndarray | None,
+    patch_mm: float,
+    hu_range: Sequence[float],
+) -> np.ndarray:
     size = [max(8, round(patch_mm / p)) for p in pixel_mm]
     hu = hu if padding is None else np.where(padding, np.float32(-1000), hu)
     mask = body_mask(hu, pixel_mm)

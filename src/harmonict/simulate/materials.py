@@ -17,7 +17,6 @@ import numpy as np
 from harmonict.core import HarmonictError
 
 KVP = (70, 80, 100, 120, 140)
-AIR = "air"
 
 # keV; mu/rho in cm^2/g at these energies. Iodine has its K edge at 33.17 keV and gets its own axis.
 _ENERGY_KEV = (20.0, 30.0, 40.0, 50.0, 60.0, 80.0, 100.0, 150.0)
