@@ -44,7 +44,7 @@ def fit(source, target, folder=None, **changes):
 
 
 @pytest.fixture(scope="module")
-def to_sharp(tmp_path_factory):
+def to_sharp():
     return fit(SOFT, SHARP)
 
 
@@ -119,7 +119,10 @@ def test_noise_has_a_place_and_only_a_temperature_lets_it_in(to_sharp):
     noisy = model.harmonize(TWO).hu
     assert np.array_equal(noisy, model.harmonize(TWO, slices_at_once=1).hu)
     assert not np.array_equal(noisy, walked) and not np.array_equal(noisy[0] - walked[0], noisy[1] - walked[1])
-    assert 0.1 < model.spread(TWO).hu[:, INSIDE].mean() < 40
+    spread = model.spread(TWO).hu
+    assert 0.1 < spread[:, INSIDE].mean() < 40
+    model.adjust({"steps_sampled": 4})
+    assert np.array_equal(model.spread(TWO).hu, spread)  # three steps were too few for it
     assert np.array_equal(to_sharp.harmonize(TWO).hu, quiet)
 
 
@@ -260,12 +263,12 @@ def test_dose_and_thickness_say_how_much_louder_the_target_s_raw_data_are():
     assert raw_noise_ratio(ScanProtocol(), high) is None
 
 
-def test_the_network_may_change_all_that_is_noise_where_source_and_target_differ_in_loudness():
+def test_the_network_may_denoise_all_of_a_source_that_is_louder_than_the_target():
     same = np.ones(len(FREQUENCIES_PER_MM))
     assert not free_share(same, 1.0).any() and not free_share(same, 1.2).any()
     much_louder = free_share(same, 2.5)
     assert much_louder[0] == 0 and much_louder[-1] == pytest.approx(0.75, rel=1e-3)
-    assert free_share(same, 1 / 2.5) == pytest.approx(much_louder)
+    assert not free_share(same, 1 / 2.5).any()
 
 
 def test_what_iterative_reconstruction_took_away_is_learned_apart_from_dose_and_thickness():

@@ -53,6 +53,7 @@ TIMES = 3  # cosines of t that it is told
 LOUDER = 1.25  # a filtered source may be so much louder than the target before the network may denoise all of it
 SCALE_BATCHES = 32  # of one patch, that the unit is measured on
 MEAN_OF = 0.998  # the running mean of the weights forgets in 1 / (1 - this) steps
+SPREAD_STEPS = 4  # at least, of the samples whose spread is asked for
 GRADIENT_NORM = 1.0  # of a step at most: at the full rate a hard batch threw the network far
 EDGE_PX = 8  # of a patch, that do not count: mirrored borders reach in
 
@@ -343,7 +344,7 @@ class Bridge(SampledHarmonizer):
         n = torch.zeros_like(x_0)
         if c.temperature > 0 and c.steps_sampled > 1:
             field = noise.field(0, x_0.shape[1:]).to(x_0)
-            n = c.temperature * self.unit * filtered(field, told.free, FINE_PER_MM, told.pixel_mm)
+            n = c.temperature * self.unit.to(x_0) * filtered(field, told.free, FINE_PER_MM, told.pixel_mm)
         x_t, t = x_0, 0.0
         for step in range(1, c.steps_sampled + 1):
             x_hat_1 = self._estimate(x_t, x_0, source, torch.full((len(x_0), 1, 1, 1), t, device=x_0.device), told)
@@ -368,11 +369,12 @@ class Bridge(SampledHarmonizer):
         return to_multiple(batch.source, MULTIPLE, lambda hu: self._walk(hu, told, Noise()))
 
     def spread(self, series: Series, target: ScanProtocol | None = None, *, about: About | None = None) -> Series:
-        """See SampledHarmonizer. A path without noise has no spread: then that of temperature 1 in 4 steps is taken."""
-        if self.config.temperature > 0 and self.config.steps_sampled > 1:
+        """See SampledHarmonizer. A path of fewer than 4 steps, or without noise, has little spread or none: then it is
+        that of 4 steps, or of temperature 1, and its samples are not what `harmonize` gives."""
+        if self.config.temperature > 0 and self.config.steps_sampled >= SPREAD_STEPS:
             return super().spread(series, target, about=about)
         noisy = copy(self)
-        steps = max(self.config.steps_sampled, 4)
+        steps = max(self.config.steps_sampled, SPREAD_STEPS)
         noisy.config = replace(self.config, temperature=self.config.temperature or 1.0, steps_sampled=steps)
         return noisy.spread(series, target, about=about)
 
