@@ -22,7 +22,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # a thread for each worker: more would wait for each other
 
 clean:
 	rm -rf .venv demo

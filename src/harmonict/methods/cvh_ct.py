@@ -96,7 +96,8 @@ class Config:
         counts = (self.channels, self.reduction, self.discriminator_channels, self.batch, self.steps, self.check_every)
         if min(counts) < 1 or self.patch < 32:
             raise ValueError(
-                "channels, discriminator_channels, reduction, batch, steps and check_every must be at least 1, patch 32"
+                "channels, discriminator_channels, reduction, batch, steps and check_every must be at least 1, "
+                "patch at least 32"
             )
         if not self.rate > 0 or min(self.lambda_1, self.lambda_2, self.lambda_3) < 0:
             raise ValueError("rate must be above 0, lambda_1 to lambda_3 not negative")
