@@ -201,6 +201,17 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
 # -- what stops it ---------------------------------------------------------------------------------------------------
 
 
+def test_a_gradient_that_is_too_long_is_shortened_and_keeps_its_direction():
+    weights, run = torch.nn.Parameter(torch.zeros(2)), Run(say=lambda line: None)
+    sgd = torch.optim.SGD([weights], lr=1.0)
+    slope = torch.tensor([3.0, 4.0])
+    for _ in run.batches(make_pairs(), size=1, patch=16, steps=2):
+        run.step({"L1": (1.0, (slope * weights).sum())}, sgd, gradient_norm=1.0 if run.step_number == 0 else 10.0)
+        if run.step_number == 0:
+            assert torch.allclose(weights.detach(), -slope / 5)
+    assert torch.allclose(weights.detach(), -slope / 5 - slope)
+
+
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_nan_stops_the_training_in_words_and_keeps_the_last_good_state(tmp_path, broken):
     weight = torch.nn.Parameter(torch.ones(1))

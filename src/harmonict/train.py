@@ -223,7 +223,8 @@ class Run:
         if not np.isfinite(norm):
             raise self._broken("a gradient became NaN or infinite")
         if norm > gradient_norm:
-            torch._foreach_mul_(grads, gradient_norm / norm)
+            for g in grads:
+                g.mul_(gradient_norm / norm)
         optimizer.step()
 
     def mean_of_ranks(self, values: Tensor) -> Tensor:
