@@ -56,7 +56,7 @@ class Config:
     """The paper's size. rate: Adam's, both phases (Sec. 4). steps: 20 epochs of 19,786 images (Sec. 4), 16 a step.
     steps_diffusion: 20 epochs of their 9,893 pairs, 16 a step.
 
-    feature_weights, feature_width, width, patch, batch, rate_end, check_every: see `encoder-decoder`. widths:
+    feature_weights, feature_width, width, linear, patch, batch, rate_end, check_every: see `encoder-decoder`. widths:
     channels of the 1-D U-Net at each of its sizes; blocks: residual blocks at each; batch_diffusion: not given.
     steps_noise (T): Ho et al. steps_sampled, sampler: "ddpm" through all steps is Ho's; "dpm" and "ddim" take few.
     samples: how many a spread is taken of (ours). l1: weight of the L1 loss, not given. rate_diffusion: Adam's in the
@@ -66,6 +66,7 @@ class Config:
     feature_weights: str = "imagenet"
     feature_width: int = 64
     width: int = 32
+    linear: bool = False
     patch: int = 256
     batch: int = 8
     steps: int = 24_732
@@ -106,16 +107,17 @@ class DiffusionCT(SampledHarmonizer):
             "feature_weights": "trial",
             "feature_width": 16,
             "width": 12,
+            "linear": True,
             "patch": 128,
             "batch": 4,
-            "steps": 2500,
+            "steps": 1500,
             "rate": 2e-3,
             "rate_end": 0.05,
             "check_every": 250,
             "widths": (256, 256),
             "blocks": 1,
             "batch_diffusion": 16,
-            "steps_diffusion": 2500,
+            "steps_diffusion": 6000,
             "rate_diffusion": 1e-3,
             "steps_sampled": 20,
             "sampler": "dpm",
@@ -137,7 +139,7 @@ class DiffusionCT(SampledHarmonizer):
 
     def _build(self) -> None:
         c = self.config
-        self.encoder_decoder = EncoderDecoder(c.feature_width, c.width)
+        self.encoder_decoder = EncoderDecoder(c.feature_width, c.width, c.linear)
         z = self.encoder_decoder.channels
         self.p_theta = DenoisingUNet(1, 2 * z, z, tuple(c.widths), blocks=c.blocks)
 
@@ -147,6 +149,7 @@ class DiffusionCT(SampledHarmonizer):
         with run.seeded():
             self._build()
         self.encoder_decoder.use_features(c.feature_weights)
+        self.encoder_decoder.find_components(pairs, run.seed, c.patch)
         adam = torch.optim.Adam(self.encoder_decoder.parameters(), lr=c.rate)
         rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: c.rate_end ** (n / c.steps))
         for batch in run.batches(

@@ -12,7 +12,8 @@ sec. 3.1 and "randomly initialised" in sec. 4 (`feature_weights`). 2. "U-Net str
 latent representation": there are no skips at all, or the image would go around Z. 3. "1D convolutional layers in the
 last layers" are convolutions along rows and along columns, in turn. 4. Slices of any size: the encoder is
 convolutional, and the latent of a patch is what it gives for that patch. 5. Patch, batch and decoder widths are not
-given.
+given. 6. `compact` adds the principal components of squares of 32 pixels to encoder and decoder (`linear`): a short
+training else reaches a small part of what a Z of its size can hold.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ class Config:
     """The paper's size. rate: Adam's (Sec. 4). steps: 20 epochs of 19,786 images (Sec. 4), 16 a step.
 
     feature_weights: see `nn.resnet.resnet18` (Sec. 3.1: pre-trained). feature_width: channels of ResNet-18's first
-    block, 64. width: channels of the decoder's last block, not given. patch: side in pixels, not given. batch: pairs,
-    so twice as many images, not given. rate_end: the rate's share that is left at the end, reached evenly on a
-    logarithmic scale (paper: 1, constant). check_every: steps between two looks at the held-out patients (ours).
+    block, 64. width: channels of the decoder's last block, not given. linear: principal components beside the networks
+    (ours, see `nn.latent`). patch: side in pixels, not given. batch: pairs, so twice as many images, not given.
+    rate_end: the rate's share that is left at the end, reached evenly on a logarithmic scale (paper: 1, constant).
+    check_every: steps between two looks at the held-out patients (ours).
     """
 
     feature_weights: str = "imagenet"
     feature_width: int = 64
     width: int = 32
+    linear: bool = False
     patch: int = 256
     batch: int = 8
     steps: int = 24_732
@@ -72,9 +75,10 @@ class EncoderDecoderMethod(NetworkHarmonizer):
             "feature_weights": "trial",
             "feature_width": 16,
             "width": 12,
+            "linear": True,
             "patch": 128,
             "batch": 4,
-            "steps": 2500,
+            "steps": 1500,
             "rate": 2e-3,
             "rate_end": 0.05,
             "check_every": 250,
@@ -89,14 +93,15 @@ class EncoderDecoderMethod(NetworkHarmonizer):
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
-        self.network = EncoderDecoder(self.config.feature_width, self.config.width)
+        self.network = EncoderDecoder(self.config.feature_width, self.config.width, self.config.linear)
 
     def fit(self, pairs: SlicePairs, run: Run | None = None) -> Self:
         c, run = self.config, run or Run()
         self.target, self.pixel_mm = pairs.target_protocol, torch.tensor(pairs.pixel_mm)
         with run.seeded():
-            self.network = EncoderDecoder(c.feature_width, c.width)
+            self.network = EncoderDecoder(c.feature_width, c.width, c.linear)
         self.network.use_features(c.feature_weights)
+        self.network.find_components(pairs, run.seed, c.patch)
         adam = torch.optim.Adam(self.network.parameters(), lr=c.rate)
         rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: c.rate_end ** (n / c.steps))
         for batch in run.batches(

@@ -4,6 +4,8 @@ encoder   ResNet-18's children 0-2, 3-4, 5, 6 and 7: five blocks, each half as l
 latent    Z: one vector of all that the last block gives for a patch
 decoder   five blocks, each doubling the size, then 1-D convolutions along rows and columns; no skips at all, so
           whatever is drawn came through Z
+linear    (ours, optional) principal components of 32 x 32 pixels, added to the encoder's and to the decoder's output:
+          a Z of the same size then holds from the first step what a linear code can hold
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from harmonict.core import HarmonictError
+from harmonict.data import SlicePairs
 from harmonict.nn.resnet import ResNet18, resnet18
 from harmonict.nn.vgg import prepare
 
@@ -22,6 +26,8 @@ CELL_PX = 32  # of the image, for each place of the latent
 HU_UNIT = 1000.0
 HU_ZERO = -1024.0
 LINES = 4  # 1-D convolutions at the end
+COMPONENT_BATCHES = 40  # of eight pairs, which the principal components are taken of
+FLOOR_SD = 1e-3  # of a component, as a share of the first one's
 
 
 class EncoderDecoder(nn.Module):
@@ -29,11 +35,21 @@ class EncoderDecoder(nn.Module):
 
     feature_width: channels of ResNet-18's first block (64 is the paper's); its last has eight times as many, which are
     the latent's. width: channels of the decoder's last block; the ones before have 2, 4, 8 and 16 times as many.
+    linear: add principal components, see `find_components`.
     """
 
-    def __init__(self, feature_width: int, width: int) -> None:
+    components: Tensor  # (c, 1, 32, 32) orthonormal
+    component_sd: Tensor  # (c, 1, 1), in units of HU_UNIT
+    middle: Tensor  # () the HU that components are counted from
+
+    def __init__(self, feature_width: int, width: int, linear: bool = False) -> None:
         super().__init__()
-        self.channels = 8 * feature_width
+        self.channels, self.linear = 8 * feature_width, linear
+        if linear:
+            self.register_buffer("components", torch.zeros(self.channels, 1, CELL_PX, CELL_PX))
+            self.register_buffer("component_sd", torch.ones(self.channels, 1, 1))
+            self.register_buffer("middle", torch.zeros(()))
+            self.share = nn.Parameter(torch.zeros(self.channels, 1, 1))  # of the encoder, in Z: it starts at none
         self.encoder = ResNet18(feature_width)
         inner = [self.channels, *(width * 2**n for n in range(4, -1, -1))]
         self.decoder = nn.ModuleList(_Up(a, b) for a, b in pairwise(inner))
@@ -43,19 +59,32 @@ class EncoderDecoder(nn.Module):
             nn.Conv2d(width, out, shape, padding=(shape[0] // 2, shape[1] // 2))
             for out, shape in zip(outs, shapes, strict=True)
         )
+        if linear:
+            nn.init.zeros_(self.lines[-1].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.lines[-1].bias)  # type: ignore[arg-type]
 
     def encode(self, hu: Tensor) -> Tensor:
         """(b, 1, h, w) HU, sides multiples of 32 -> Z (b, c, h / 32, w / 32), float32."""
-        return self.encoder(prepare(hu)).float()
+        z = self.encoder(prepare(hu)).float()
+        if not self.linear:
+            return z
+        with torch.autocast(z.device.type, enabled=False):
+            own = functional.conv2d((hu - self.middle) / HU_UNIT, self.components, stride=CELL_PX)
+            return own / self.component_sd + self.share * z
 
     def decode(self, z: Tensor) -> Tensor:
         """Z (b, c, h / 32, w / 32) -> (b, 1, h, w) HU, float32."""
+        x = z
         for block in self.decoder:
-            z = block(z)
+            x = block(x)
         for line in self.lines[:-1]:  # type: ignore[union-attr]
-            z = torch.relu(line(z))
+            x = torch.relu(line(x))
         with torch.autocast(z.device.type, enabled=False):
-            return HU_ZERO + HU_UNIT * self.lines[-1](z.float())
+            drawn = self.lines[-1](x.float())
+            if not self.linear:
+                return HU_ZERO + HU_UNIT * drawn
+            own = functional.conv_transpose2d(z.float() * self.component_sd, self.components, stride=CELL_PX)
+            return self.middle + HU_UNIT * (own + drawn)
 
     def forward(self, hu: Tensor) -> Tensor:
         return self.decode(self.encode(hu))
@@ -70,6 +99,29 @@ class EncoderDecoder(nn.Module):
                 f"--set feature_width={state.width}"
             )
         self.encoder.load_state_dict(state.state_dict())
+
+    @torch.no_grad()
+    def find_components(self, pairs: SlicePairs, seed: int, patch: int) -> None:
+        """The principal components of squares of 32 x 32 pixels of the training's images, sources and targets alike:
+        as many as Z has channels. Nothing where `linear` is off."""
+        if not self.linear:
+            return
+        side = CELL_PX**2
+        total, product, count = torch.zeros(side).double(), torch.zeros(side, side).double(), 0
+        for n in range(COMPONENT_BATCHES):
+            batch = pairs.batch((seed, 2**31 + 2, n), size=8, patch=patch)
+            cells = functional.unfold(torch.cat([batch.source, batch.target]), CELL_PX, stride=CELL_PX)
+            cells = cells.movedim(1, 2).flatten(0, 1).double() / HU_UNIT
+            total, product, count = total + cells.sum(0), product + cells.T @ cells, count + len(cells)
+        mean = total / count
+        middle = mean.mean()
+        about = product / count - middle * (mean[:, None] + mean[None]) + middle**2
+        variances, directions = torch.linalg.eigh(about)  # the least first
+        found = directions.flip(1)[:, : self.channels].T.reshape_as(self.components)
+        sd = variances.flip(0)[: self.channels].clamp_min(0).sqrt()
+        self.components.copy_(found)
+        self.component_sd.copy_(sd.clamp_min(FLOOR_SD * float(sd[0])).view_as(self.component_sd))
+        self.middle.copy_(HU_UNIT * middle)
 
     @property
     def digest(self) -> bytes:
