@@ -14,12 +14,13 @@ are HU here, and they differ between patches of tissue and whole slices with air
 residual block starts at 0 in its place. In the discriminators it would hide how strong the noise is; with it, cycle
 weight 10 and Br40 to Bl64, the generators went to changing nothing within 100 steps (`compact` weighs the cycle by
 3). ReLU leaks (0.2) as in the discriminators: without the normalisation a whole layer stopped for good after 600 steps
-(at a rate of 0.001; Br40 to Bl64). 2. `residual` (in `compact`): the generator's tanh, without its large-scale part
-(a Gaussian of 3 pixels), is added to its input and starts at 0, so that training starts from "nothing changed", minutes suffice, detail need not
-pass the strided layers, and neither contrast nor the mean of a region can turn over; what that is worth was measured
-for cvh-ct (its departure 3). Values beyond the window are possible then; discriminators see them cut. 3. 80 x 80
-soft-tissue patches as for CVH-CT instead of 256 x 256 photographs. 4. Steps instead of 200 epochs; the rate stays for
-the first half and falls straight to 0 in the second, as there. 5. The last layer computes in float32.
+(at a rate of 0.001; Br40 to Bl64). 2. `residual` (in `compact`): the generator's tanh, without its large-scale part (a
+Gaussian of 3 pixels), is added to its input and starts at 0, so that training starts from "nothing changed", minutes
+suffice, detail need not pass the strided layers, and neither contrast nor the mean of a region can turn over; what
+that is worth was measured for cvh-ct (its departure 3). Values beyond the window are possible then; discriminators see
+them cut. 3. 80 x 80 soft-tissue patches as for CVH-CT instead of 256 x 256 photographs. 4. Steps instead of 200
+epochs; the rate stays for the first half and falls straight to 0 in the second, as there. 5. The last layer computes
+in float32.
 """
 
 from __future__ import annotations
