@@ -1,11 +1,16 @@
 """The encoder-decoder: its shapes, its weights' identity, and latents as vectors."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from harmonict.core import HarmonictError
+from harmonict.data import pair_series
 from harmonict.nn.latent import EncoderDecoder, as_maps, as_vectors
 from harmonict.nn.resnet import resnet18
+from toy import toy_series
 
 
 def network(**options):
@@ -33,6 +38,43 @@ def test_the_papers_size_has_resnet_18s_encoder():
     model = EncoderDecoder(64, 32)
     assert sum(p.numel() for p in model.encoder.parameters()) == 11_176_512  # torchvision's without its classifier
     assert model.channels == 512
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["as many as Z has", "more than Z has"])
+def test_with_components_a_network_begins_at_the_best_linear_code(kept):
+    """Three waves, wherever and however turned, are 24 directions and come back exactly from a Z of 32; of white noise
+    32 of 1,024 directions can be kept."""
+    rng = np.random.default_rng(0)
+    z, y, x = np.mgrid[:6, :128, :128]
+    waves = [np.sin(a * x / 9 + b * y / 9 + z * a) * (1 + z / 6) for a, b in ((1, 0.3), (2, 1.1), (0.5, 2.6))]
+    hu = 100 * (sum(waves) if kept else rng.standard_normal((6, 128, 128))) - 300
+    series = replace(toy_series(slices=6, size=128), hu=hu.astype(np.float32))
+    model = network(linear=True)
+    model.find_components(pair_series([series], [series]), seed=0, patch=64)
+    gram = model.components.flatten(1) @ model.components.flatten(1).T
+    torch.testing.assert_close(gram, torch.eye(32), atol=1e-4, rtol=0)
+    x = torch.from_numpy(series.hu[:, None])
+    with torch.inference_mode():
+        error = (model(x) - x).square().mean() / x.var()
+    if kept:
+        assert error < 1e-6
+    else:
+        assert 0.5 < error < 1 - 32 / 1024  # the share of 32 directions, more where few squares tell them
+
+
+def test_the_network_works_on_what_its_components_leave():
+    model = network(linear=True)
+    x = torch.randn(2, 1, 64, 64) * 100
+    with torch.no_grad():
+        model.components.copy_(torch.linalg.qr(torch.randn(1024, 32))[0].T.reshape(32, 1, 32, 32))
+        linear = model(x)
+        model.share.fill_(1.0)
+        assert not torch.equal(model.encode(x), network(linear=True).encode(x))
+        model.lines[-1].bias.fill_(0.1)
+        changed = model(x)
+    assert (changed - linear).abs().mean() > 50  # 0.1 of 1,000 HU, and what the encoder adds to Z
+    for one in (False, True):
+        assert ("components" in network(linear=one).state_dict()) is one
 
 
 def test_trained_weights_are_taken_and_those_of_another_width_refused():
