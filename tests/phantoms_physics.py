@@ -43,8 +43,11 @@ def disc(*, radius_mm, size, pixel_mm, inside=0.0, outside=-1000.0, centre_mm=(0
     return outside + (inside - outside) * soft_edge(radius_mm - r, step)
 
 
-def patient_slice(mtf, *, size=384, pixel_mm=0.9, skin_hu=30.0, skin_mm=1.7, fat_hu=-105.0, noise_hu=0.0, rng=None):
-    """A wavy oval body: skin over fat over muscle, two lungs; noise with the spectrum |f| MTF^2."""
+def patient_slice(
+    mtf, *, size=384, pixel_mm=0.9, skin_hu=30.0, skin_mm=1.7, fat_hu=-105.0, noise_hu=0.0, rng=None, grown_mm=0.0
+):
+    """A wavy oval body: skin over fat over muscle, two lungs; noise with the spectrum |f| MTF^2. grown_mm: the skin
+    lies farther out by so much on one side, not at all on the other."""
     factor = 4
     step = pixel_mm / factor
     axis = (np.arange(size * factor) - size * factor / 2) * step
@@ -54,6 +57,7 @@ def patient_slice(mtf, *, size=384, pixel_mm=0.9, skin_hu=30.0, skin_mm=1.7, fat
     edge = 0.40 * size * pixel_mm * (1 + 0.03 * np.cos(3 * angle + 1) + 0.01 * np.sin(7 * angle))
     # Distance to the border to first order.
     depth = (edge - radius) / np.hypot(x / radius.clip(1), 1.25 * y / radius.clip(1)).clip(0.1)
+    depth = depth + grown_mm * (1 + np.cos(angle)) / 2
     fine = np.full(depth.shape, -1000.0)
     fine += (skin_hu + 1000) * soft_edge(depth, step)
     fine += (fat_hu - skin_hu) * soft_edge(depth - skin_mm, step)

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from harmonict.core import HarmonictError
+from harmonict.core import Geometry, HarmonictError
 from harmonict.physics.detectability import disc_task
 from harmonict.physics.kernel import Kernel
 from harmonict.physics.mtf import FREQUENCIES_PER_MM, edge_mtf, mtf_2d, skin_air_mtf, wire_mtf
@@ -83,6 +85,22 @@ def test_a_volume_gives_the_median_of_slices_spread_over_it_and_their_spread():
     assert found.f50_sd_per_mm > 0.03
     assert found.kernel.frequency_per_mm.shape == (64,) == found.mtf_sd.shape
     assert skin_air_mtf(series_of(slices, 1.1), max_slices=2).slices == (1, 3)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.4])
+def test_skin_that_slants_through_a_thick_slice_does_not_lower_the_mtf(slope):
+    """Slices of 5 mm, each the mean of ten thin ones of a body that widens by `slope` mm per mm on one side."""
+    kind, pixel_mm = lambda f: gaussian_mtf(f, 0.4), 0.8
+    thin = np.arange(-12.25, 12.5, 0.5)
+    body = [
+        patient_slice(kind, size=240, pixel_mm=pixel_mm, grown_mm=slope * (z + 13)) for z in (thin if slope else [0])
+    ]
+    thick = [np.mean(body[10 * n : 10 * (n + 1)] if slope else body, axis=0) for n in range(5)]
+    series = series_of(thick, pixel_mm)
+    spaced = replace(series, geometry=Geometry(spacing_mm=(5.0, pixel_mm, pixel_mm)))
+    assert skin_air_mtf(spaced).f50_per_mm == pytest.approx(0.4, rel=0.04)
+    if slope:  # the same slices, taken for thin ones
+        assert skin_air_mtf(series).f50_per_mm < 0.9 * 0.4
 
 
 @pytest.mark.parametrize("what", ["air", "tissue", "noise", "unit", "row"])

@@ -29,6 +29,8 @@ SECTOR_MM = 10.0  # length of border that is aligned, and kept or dropped, as on
 REACH_MM = 12.0  # rays run this far out and in
 BIN_MM = 0.1
 CLIP_HU = -1024.0
+THICK_MM = 3.0  # from here on skin that slants through a slice is reckoned with
+LEAST_PASSED = 0.3  # of a frequency by slanting skin, for it to be restored in full
 SKIN_SCATTER_MM = 0.25  # SD of skin thickness around a patient
 
 
@@ -69,13 +71,17 @@ def skin_air_mtf(series: Series, *, max_slices: int = 12) -> SkinMTF:
     derivative is tapered and Fourier transformed; the thin skin over fat (an echo in the line spread function) is
     divided out. Air that the file clips at its minimum is restored by the mean of a clipped normal distribution.
 
+    Skin that slants through a slice is blurred over slice thickness times slope, which is no property of the kernel. In
+    slices of more than 3 mm the slope of each sector is taken from the outlines of the two neighbours, the half of the
+    sectors that slants more is dropped, and the sinc of what is left is divided out.
+
     Raises HarmonictError where no slice shows enough clean skin beside air (a head in a holder, a body that fills the
     field of view, an image in other units than HU).
     """
 
     def measure(z: int):
         padding = None if series.padding is None else series.padding[z]
-        return _slice_mtf(series.hu[z], series.pixel_mm, padding)
+        return _slice_mtf(series.hu[z], series.pixel_mm, padding, _Neighbours.of(series, z))
 
     slices = spread_slices(series.hu.shape[0], max_slices)
     results = [(z, *found) for z, found in zip(slices, in_threads(measure, slices), strict=True) if found is not None]
@@ -110,12 +116,66 @@ def spread_slices(count: int, wanted: int) -> list[int]:
     return sorted({int((i + 0.5) * count / n) for i in range(n)})
 
 
-def _slice_mtf(hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndarray | None):
+@dataclass(frozen=True, eq=False)
+class _Neighbours:
+    """The two slices beside a thick one: their outlines tell how the skin slants."""
+
+    below: np.ndarray
+    above: np.ndarray
+    apart_mm: float
+    thickness_mm: float
+
+    @classmethod
+    def of(cls, series: Series, z: int) -> _Neighbours | None:
+        """None for thin slices, and at the ends."""
+        spacing = series.geometry.spacing_mm[0]
+        thickness = series.protocol.slice_thickness_mm or spacing
+        if thickness <= THICK_MM or not 0 < z < len(series.hu) - 1:
+            return None
+        return cls(series.hu[z - 1], series.hu[z + 1], 2 * spacing, thickness)
+
+    def blur_mm(self, point: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Over how many mm of depth the skin at points (n, 2) of the outline runs within the slice; NaN where a
+        neighbour shows no skin near."""
+        depths = [_depth_in(hu, point, scale) for hu in (self.below, self.above)]
+        return np.abs(depths[1] - depths[0]) / self.apart_mm * self.thickness_mm
+
+
+def _depth_in(hu: np.ndarray, point: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Signed distance in mm of points (n, 2) from the outline of another slice, > 0 inside; NaN beyond 20 mm."""
+    smooth = _smoothed(hu, scale)
+    mask = _body_mask(smooth, scale)
+    lines = [] if mask is None else [line for line in find_contours(smooth, BORDER_HU) if len(line) > 60]
+    if mask is None or not lines:
+        return np.full(len(point), np.nan)
+    depth = _half_size_distance(mask, scale) - _half_size_distance(~mask, scale)
+    outline = np.concatenate(lines)
+    index = np.rint(outline).astype(int)
+    outline = outline[np.abs(depth[index[:, 0], index[:, 1]]) < 4] * scale
+    if not len(outline):
+        return np.full(len(point), np.nan)
+    distance, _ = cKDTree(outline).query(point, distance_upper_bound=20.0)
+    index = np.clip(np.rint(point / scale).astype(int), 0, np.array(hu.shape) - 1)
+    inside = smooth[index[:, 0], index[:, 1]] > BORDER_HU
+    return np.where(np.isfinite(distance), np.where(inside, distance, -distance), np.nan)
+
+
+def _slice_mtf(
+    hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndarray | None, beside: _Neighbours | None = None
+):
     """(MTF at FREQUENCIES_PER_MM, sectors used, sectors) of one slice, or None."""
     rays = _border_rays(hu, pixel_mm, padding)
     if rays is None:
         return None
-    depth, along, value, sector, count = rays
+    depth, along, value, sector, count, outline = rays
+    blur = None
+    if beside is not None:
+        blur = _by_sector(beside.blur_mm(outline[0], np.array(pixel_mm, float)), outline[1], count)
+        if not np.isfinite(blur).any():
+            return None
+        upright = blur <= np.nanmedian(blur)
+        rows = upright[sector]
+        depth, along, value, sector = depth[rows], along[rows], value[rows], sector[rows]
     clean, depth = _align(depth, along, value, sector, count)
     used = int(clean.sum())
     if used < max(6, 0.03 * count):
@@ -127,7 +187,18 @@ def _slice_mtf(hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndarra
     mtf = _edge_to_mtf(*profile)
     if mtf is None:
         return None
+    if blur is not None:
+        passed = np.sinc(FREQUENCIES_PER_MM[:, None] * blur[clean]).mean(1)
+        mtf = mtf / np.maximum(passed, LEAST_PASSED)
     return mtf, used, count
+
+
+def _by_sector(value: np.ndarray, sector: np.ndarray, count: int) -> np.ndarray:
+    """The median of each sector; NaN where there is none."""
+    found = np.full(count, np.nan)
+    for n in np.unique(sector[np.isfinite(value)]):
+        found[n] = np.median(value[(sector == n) & np.isfinite(value)])
+    return found
 
 
 def source_mtf(series: Series, given: Kernel | None) -> np.ndarray:
@@ -163,7 +234,8 @@ def _body_mask(smooth: np.ndarray, scale: np.ndarray) -> np.ndarray | None:
 
 
 def _border_rays(hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndarray | None):
-    """Pixels within REACH_MM of the skin: depth (mm, > 0 inside), place along the sector, HU, sector index, sectors."""
+    """Pixels within REACH_MM of the skin: depth (mm, > 0 inside), place along the sector, HU, sector index, sectors;
+    the outline's points (n, 2) in mm and their sectors."""
     scale = np.array(pixel_mm, float)
     outside = np.zeros(hu.shape, bool) if padding is None else padding
     hu = np.where(outside, np.float32(AIR_HU), hu)
@@ -220,7 +292,7 @@ def _border_rays(hu: np.ndarray, pixel_mm: tuple[float, float], padding: np.ndar
     d = across * np.sign(votes)[k]
     ok = (distance <= REACH_MM) & (distance - np.abs(d) < 0.1) & ~cut[sector[k]]
     along = place[k] + (offset * tangent[k]).sum(1)
-    return d[ok], along[ok], hu[near][ok].astype(np.float64), sector[k][ok], count
+    return d[ok], along[ok], hu[near][ok].astype(np.float64), sector[k][ok], count, (point, sector)
 
 
 def _half_size_distance(mask: np.ndarray, scale: np.ndarray) -> np.ndarray:
