@@ -1,13 +1,13 @@
 """DiffusionCT (Selim et al. 2023): an image's latent vector is translated by diffusion, and drawn again from there.
 
     paper                                                    here
-    encoder-decoder, L2 on all images (3.1)                  nn.latent.EncoderDecoder, first loop of DiffusionCT.fit
+    encoder-decoder, L2 on all images (3.1)                  nn.latent.EncoderDecoder, encoder_decoder.learn_to_rebuild
     conditional latent DDPM: a U-Net predicts eta (3.2)      nn.diffusion.DenoisingUNet, second loop; the rest is frozen
     standard diffusion loss (Ho et al.) and L1 (3.2)         losses "diffusion" and "L1"
     Z_A -> Z_A' -> decoder (3.3, fig. 3)                     DiffusionCT.draw
 Symbols: A source, B target, Z_A, Z_B their latents, Z_B_t the latter with noise eta of step t of T, Z_A' the
 translated.
-Departures: 1. The encoder-decoder's, see `encoder-decoder`. 2. The product of (Z_B_t + eta) that the
+Departures: 1. Those of `encoder-decoder`. 2. The product of (Z_B_t + eta) that the
 paper prints is not the forward process of Ho et al., which is used. T is not given: Ho's 1,000, with Ho's schedule.
 3. The L1 loss is "between the reconstructed and the non-standard embeddings" in words and between the noise and what
 is predicted of it in the formula: the formula. 4. The latent of a patch of `patch` pixels is one vector, written
@@ -35,8 +35,9 @@ from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.padding import fill_padding
 from harmonict.data import About, Batch, SlicePairs
 from harmonict.harmonizer import LEARNED_IN_PIXELS
+from harmonict.methods.encoder_decoder import learn_to_rebuild
 from harmonict.nn.diffusion import DenoisingUNet, Noise, Sampler, check_steps, noise_of_velocity, noised, sample
-from harmonict.nn.latent import CELL_PX, HU_UNIT, EncoderDecoder, as_maps, as_vectors
+from harmonict.nn.latent import CELL_PX, EncoderDecoder, as_maps, as_vectors
 from harmonict.physics.kernel import Kernel
 from harmonict.sampling import SampledHarmonizer
 from harmonict.tiles import to_multiple
@@ -148,28 +149,7 @@ class DiffusionCT(SampledHarmonizer):
         self.target, self.pixel_mm = pairs.target_protocol, torch.tensor(pairs.pixel_mm)
         with run.seeded():
             self._build()
-        self.encoder_decoder.use_features(c.feature_weights)
-        self.encoder_decoder.find_components(pairs, run.seed, c.patch)
-        adam = torch.optim.Adam(self.encoder_decoder.parameters(), lr=c.rate)
-        rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: c.rate_end ** (n / c.steps))
-        for batch in run.batches(
-            pairs,
-            size=c.batch,
-            patch=c.patch,
-            steps=c.steps,
-            epoch_steps=c.check_every,
-            network=self.encoder_decoder,
-            adam=adam,
-            rate=rate,
-        ):
-            x = torch.cat([batch.source, batch.target])
-            seen = torch.cat([batch.source_measured, batch.target_measured])
-            with run.inside():
-                x_hat = self.encoder_decoder(x)
-            run.step({"L2": (1.0, ((x_hat - x) / HU_UNIT).square()[seen].mean())}, adam)
-            rate.step()
-            run.check(pairs.held_out, lambda batch: self.encoder_decoder(batch.target))
-
+        learn_to_rebuild(self.encoder_decoder, c, pairs, run)
         self.encoder_decoder.eval().requires_grad_(False)
         self._know_latents(pairs, run)
         adam = torch.optim.Adam(self.p_theta.parameters(), lr=c.rate_diffusion)

@@ -2,7 +2,7 @@
 
     paper                                                   here
     ResNet-18 in five blocks, asymmetric decoder (3.1)      nn.latent.EncoderDecoder
-    trained with L2 on all images (3.1)                     EncoderDecoder.fit, sources and targets alike
+    trained with L2 on all images (3.1)                     learn_to_rebuild, sources and targets alike
     row "Encoder-Decoder" of Table 1                        translate: decode(encode(x))
 Symbols: x an image, Z its latent.
 It knows no target: what it makes of a source is that source, as far as it passes through Z. It shows how much of an
@@ -100,27 +100,7 @@ class EncoderDecoderMethod(NetworkHarmonizer):
         self.target, self.pixel_mm = pairs.target_protocol, torch.tensor(pairs.pixel_mm)
         with run.seeded():
             self.network = EncoderDecoder(c.feature_width, c.width, c.linear)
-        self.network.use_features(c.feature_weights)
-        self.network.find_components(pairs, run.seed, c.patch)
-        adam = torch.optim.Adam(self.network.parameters(), lr=c.rate)
-        rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: c.rate_end ** (n / c.steps))
-        for batch in run.batches(
-            pairs,
-            size=c.batch,
-            patch=c.patch,
-            steps=c.steps,
-            epoch_steps=c.check_every,
-            network=self.network,
-            adam=adam,
-            rate=rate,
-        ):
-            x = torch.cat([batch.source, batch.target])
-            seen = torch.cat([batch.source_measured, batch.target_measured])
-            with run.inside():
-                x_hat = self.network(x)
-            run.step({"L2": (1.0, ((x_hat - x) / HU_UNIT).square()[seen].mean())}, adam)
-            rate.step()
-            run.check(pairs.held_out, lambda batch: self.network(batch.target))
+        learn_to_rebuild(self.network, c, pairs, run)
         self.card = run.card(pairs)
         return self.eval()
 
@@ -128,3 +108,28 @@ class EncoderDecoderMethod(NetworkHarmonizer):
         self.check_fitted(target)
         # the same numbers whatever the batch
         return torch.cat([to_multiple(x[n : n + 1], CELL_PX, self.network) for n in range(len(x))])
+
+
+def learn_to_rebuild(network: EncoderDecoder, c: Any, pairs: SlicePairs, run: Run) -> None:
+    """The training of the encoder-decoder, which is also the first loop of `diffusion-ct`. c: the Config of either."""
+    network.use_features(c.feature_weights)
+    network.find_components(pairs, run.seed, c.patch)
+    adam = torch.optim.Adam(network.parameters(), lr=c.rate)
+    rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: c.rate_end ** (n / c.steps))
+    for batch in run.batches(
+        pairs,
+        size=c.batch,
+        patch=c.patch,
+        steps=c.steps,
+        epoch_steps=c.check_every,
+        network=network,
+        adam=adam,
+        rate=rate,
+    ):
+        x = torch.cat([batch.source, batch.target])
+        seen = torch.cat([batch.source_measured, batch.target_measured])
+        with run.inside():
+            x_hat = network(x)
+        run.step({"L2": (1.0, ((x_hat - x) / HU_UNIT).square()[seen].mean())}, adam)
+        rate.step()
+        run.check(pairs.held_out, lambda batch: network(batch.target))
