@@ -118,7 +118,7 @@ def spread_slices(count: int, wanted: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class _Neighbours:
-    """The two slices beside a thick one: their outlines tell how the skin slants."""
+    """The two slices beside a thick one, or the one of them there is: the outlines tell how the skin slants."""
 
     below: np.ndarray
     above: np.ndarray
@@ -127,12 +127,13 @@ class _Neighbours:
 
     @classmethod
     def of(cls, series: Series, z: int) -> _Neighbours | None:
-        """None for thin slices, and at the ends."""
+        """None for thin slices, and for a single one."""
         spacing = series.geometry.spacing_mm[0]
         thickness = series.protocol.slice_thickness_mm or spacing
-        if thickness <= THICK_MM or not 0 < z < len(series.hu) - 1:
+        low, high = max(z - 1, 0), min(z + 1, len(series.hu) - 1)
+        if thickness <= THICK_MM or low == high:
             return None
-        return cls(series.hu[z - 1], series.hu[z + 1], 2 * spacing, thickness)
+        return cls(series.hu[low], series.hu[high], (high - low) * spacing, thickness)
 
     def blur_mm(self, point: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Over how many mm of depth the skin at points (n, 2) of the outline runs within the slice; NaN where a
