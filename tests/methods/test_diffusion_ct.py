@@ -11,8 +11,9 @@ from harmonict.core import HarmonictError, ScanProtocol
 from harmonict.data import pair_series
 from harmonict.evaluate.benchmark_plan import load_plan
 from harmonict.harmonizer import make_config
-from harmonict.methods import load_model
+from harmonict.methods import diffusion_ct, load_model
 from harmonict.methods.diffusion_ct import FURTHEST, SHARE, Config, DiffusionCT
+from harmonict.nn.diffusion import Noise
 from harmonict.simulate.trial import load_trial
 from harmonict.train import Run
 from toy import toy_series
@@ -64,6 +65,23 @@ def test_what_it_draws_of_eight_slices_comes_under_a_tenth_of_its_first_squared_
     once = fit(steps=1, steps_diffusion=1, check_every=9)
     errors = [np.square(model.harmonize(SOFT).hu - SHARP.hu).mean() for model in (once, fitted[0])]
     assert errors[1] < 0.1 * errors[0]
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_what_is_drawn_is_added_to_the_sources_latent_or_stands_for_it(residual, monkeypatch):
+    model = DiffusionCT(make_config(Config, {**SMALL, "residual": residual})).eval()
+    channels = model.encoder_decoder.channels
+    model.latent = torch.tensor([0.0, 1.0, -1e9, 1e9])[:, None].expand(4, channels).clone()
+    model.change = torch.tensor([0.25, 2.0, 4.0])[:, None].expand(3, channels).clone()
+    monkeypatch.setattr(diffusion_ct, "sample", lambda _, draw, **__: torch.full_like(draw(0), 0.5))
+    x = torch.randn(1, 1, 64, 64) * 100
+    with torch.inference_mode():
+        z_a = model.encoder_decoder.encode(x)
+        wanted = model.encoder_decoder.decode(torch.full_like(z_a, 1.25) + (z_a if residual else 0))
+        torch.testing.assert_close(model._synthesize(x, Noise(), "dpm", 2), wanted)
+        z_b = torch.randn_like(z_a)
+        drawn = model._to_draw(z_a, z_b) * 2 + 0.25 + (z_a if residual else 0)
+    torch.testing.assert_close(drawn, z_b)
 
 
 def test_the_encoder_decoder_is_frozen_in_the_second_loop():

@@ -14,15 +14,17 @@ is predicted of it in the formula: the formula. 4. The latent of a patch of `pat
 place by place, row by row; the 1-D U-Net goes along the places. A slice is cut into such patches, without overlap,
 and its latents are drawn together, so no seam is decoded. 5. Latents are brought to mean 0 and SD 1 a channel, and
 what is sampled stays within the range of those of the training: the decoder has seen no others. 6. `compact` samples
-in few steps. 7. The U-Net gives the velocity, from which the noise follows exactly; both losses are of the noise. Its
-channels are at least twice those of Z: a narrower one cannot tell the noise of all of them.
+in few steps and draws what is to be added to Z_A (`residual`): beside it the mean HU of a patch is a large number that
+would have to be drawn anew to a percent. 7. The U-Net gives the velocity, from which the noise follows exactly; both
+losses are of the noise. Its channels are at least twice those of Z: a narrower one cannot tell the noise of all of
+them.
 What passes through the latent limits the result: the figures of the first loop in the model
 card are of target images rebuilt from their own latents, which no translation can surpass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -60,8 +62,8 @@ class Config:
     feature_weights, feature_width, width, linear, patch, batch, rate_end, check_every: see `encoder-decoder`. widths:
     channels of the 1-D U-Net at each of its sizes; blocks: residual blocks at each; batch_diffusion: not given.
     steps_noise (T): Ho et al. steps_sampled, sampler: "ddpm" through all steps is Ho's; "dpm" and "ddim" take few.
-    samples: how many a spread is taken of (ours). l1: weight of the L1 loss, not given. rate_diffusion: Adam's in the
-    second phase. window: RadiomicGAN's window training, of the second phase.
+    samples: how many a spread is taken of (ours). residual: draw Z_B - Z_A (ours). l1: weight of the L1 loss, not
+    given. rate_diffusion: Adam's in the second phase. window: RadiomicGAN's window training, of the second phase.
     """
 
     feature_weights: str = "imagenet"
@@ -80,6 +82,7 @@ class Config:
     steps_diffusion: int = 12_366
     rate_diffusion: float = 1e-4
     l1: float = 1.0
+    residual: bool = False
     steps_noise: int = 1000
     steps_sampled: int = 1000
     sampler: Sampler = "ddpm"
@@ -118,8 +121,9 @@ class DiffusionCT(SampledHarmonizer):
             "widths": (256, 256),
             "blocks": 1,
             "batch_diffusion": 16,
-            "steps_diffusion": 6000,
+            "steps_diffusion": 4000,
             "rate_diffusion": 1e-3,
+            "residual": True,
             "steps_sampled": 20,
             "sampler": "dpm",
         },
@@ -130,12 +134,14 @@ class DiffusionCT(SampledHarmonizer):
         LEARNED_IN_PIXELS,
     )
     latent: Tensor  # (4, c) mean, SD, lowest and highest of each channel of Z in the training
+    change: Tensor  # (3, c) mean, SD and largest size, in SD, of each channel of what is drawn: Z_B, or Z_B - Z_A
     latent_of: Tensor  # (32,) uint8: SHA-256 of the encoder-decoder whose latents the diffusion model knows
 
     def __init__(self, config: Any = None, *, target: ScanProtocol | None = None) -> None:
         super().__init__(config, target=target)
         self._build()
         self.register_buffer("latent", torch.zeros(4, self.encoder_decoder.channels))
+        self.register_buffer("change", torch.zeros(3, self.encoder_decoder.channels))
         self.register_buffer("latent_of", torch.zeros(32, dtype=torch.uint8))
 
     def _build(self) -> None:
@@ -169,7 +175,8 @@ class DiffusionCT(SampledHarmonizer):
             rate=rate,
         ):
             with torch.no_grad():
-                z_a, z_b = (self._vectors(self._encode(x)) for x in (batch.source, batch.target))
+                z_a, z_b = (self._encode(x) for x in (batch.source, batch.target))
+                z_a, z_b = self._vectors(z_a), self._vectors(self._to_draw(z_a, z_b))
             z_b_t, t, eta = noised(z_b, c.steps_noise, "noise", batch.generator)
             with run.inside():
                 velocity = self.p_theta(torch.cat([z_b_t, z_a], dim=1), t)
@@ -189,8 +196,6 @@ class DiffusionCT(SampledHarmonizer):
     def _synthesize(self, a: Tensor, noise: Noise, sampler: Sampler, steps: int) -> Tensor:
         maps = self._encode(a)
         z_a = self._vectors(maps)
-        _, _, low, high = self._shaped_latent()
-        clip = float(torch.stack([low, high]).abs().max())
         z = sample(
             lambda z_t, t: self.p_theta(torch.cat([z_t, z_a], dim=1), t),
             lambda n: self._vectors(noise.field(n, maps.shape[1:], pixels=CELL_PX).to(a.device)),
@@ -198,9 +203,12 @@ class DiffusionCT(SampledHarmonizer):
             steps=steps,
             steps_noise=self.config.steps_noise,
             predicts="velocity",
-            clip=clip,
+            clip=float(self.change[2].max()),
         )
-        z = as_maps(z, maps.shape, self._side).clamp(low, high)
+        z = as_maps(z, maps.shape, self._side)
+        mean, sd, _ = self.change.view(3, 1, -1, 1, 1)
+        _, _, low, high = self._shaped_latent()
+        z = (z * sd + mean + (maps if self.config.residual else 0.0)).clamp(low, high)
         mean, sd, *_ = self.latent.view(4, 1, -1, 1, 1)
         return self.encoder_decoder.decode(z * sd + mean)
 
@@ -230,25 +238,29 @@ class DiffusionCT(SampledHarmonizer):
         mean, sd, low, high = self.latent.view(4, 1, -1, 1, 1)
         return torch.stack([mean, sd, (low - mean) / sd, (high - mean) / sd])
 
+    def _to_draw(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        """What the diffusion model draws for a pair of latents, with mean 0 and SD 1 a channel."""
+        mean, sd, _ = self.change.view(3, 1, -1, 1, 1)
+        return ((z_b - z_a if self.config.residual else z_b) - mean) / sd
+
     @torch.no_grad()
     def _know_latents(self, pairs: SlicePairs, run: Run) -> None:
         """Mean, SD and range of each channel over images of the training, and whose latents they are."""
         c = self.config
-        total = squares = torch.zeros(())
-        low = high = torch.zeros(())
-        count = 0
+        found, changes = [], []
         for n in range(STATISTICS_BATCHES):
             batch = pairs.batch((run.seed, 2**31 + 1, n), size=1, patch=c.patch, augment=False).to(run.device)
-            z = self.encoder_decoder.encode(torch.cat([batch.source, batch.target])).cpu().double()
-            z = z.movedim(1, 0).flatten(start_dim=1)
-            total, squares = total + z.sum(dim=1), squares + z.square().sum(dim=1)
-            low = z.amin(dim=1) if n == 0 else torch.minimum(low, z.amin(dim=1))
-            high = z.amax(dim=1) if n == 0 else torch.maximum(high, z.amax(dim=1))
-            count += z.shape[1]
-        mean = total / count
-        sd = (squares / count - mean.square()).clamp_min(0).sqrt()
-        sd = sd.clamp_min(1e-3 * float(sd.max()) or 1.0)  # a channel that never moves
+            z_a, z_b = (self.encoder_decoder.encode(x).cpu() for x in (batch.source, batch.target))
+            found.append(torch.cat([z_a, z_b]))
+            changes.append(z_b - z_a)
+        mean, sd, low, high = _statistics(found)
         self.latent = torch.stack([mean, sd, low, high]).float().to(run.device)
+        size = torch.maximum(mean - low, high - mean) / sd
+        drawn = torch.stack([torch.zeros_like(mean), torch.ones_like(mean), size])
+        if c.residual:
+            shift, spread, low, high = _statistics(changes)
+            drawn = torch.stack([shift / sd, spread / sd, torch.maximum(shift - low, high - shift) / spread])
+        self.change = drawn.float().to(run.device)
         self.latent_of = torch.from_numpy(np.frombuffer(self.encoder_decoder.digest, np.uint8).copy())
 
     def _check_parts(self) -> None:
@@ -318,3 +330,11 @@ class DiffusionCT(SampledHarmonizer):
             told = {name: float(about.measured[name]) for name in (SHARE, FURTHEST)}
             qc.setdefault(self.name, {}).update(told)
         return super().harmonize(series, target, about=about, slices_at_once=slices_at_once, qc=qc)
+
+
+def _statistics(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, SD, lowest and highest of each channel of maps (b, c, h, w), in float64; no SD is 0."""
+    z = torch.cat(list(maps)).double().movedim(1, 0).flatten(start_dim=1)
+    sd = z.std(dim=1, correction=0)
+    sd = sd.clamp_min(1e-3 * float(sd.max()) or 1.0)  # a channel that never moves
+    return z.mean(dim=1), sd, z.amin(dim=1), z.amax(dim=1)
