@@ -16,7 +16,7 @@ LEVELS = [
     {"abstention"},
     {"train"},
     {"harmonizer", "alternating", "window_training", "fidelity"},
-    {"two_way", "sampling"},
+    {"two_way", "sampling", "latent_training"},
     {"methods"},
     {"evaluate"},
     {"report"},

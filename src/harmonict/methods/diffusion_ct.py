@@ -1,7 +1,7 @@
 """DiffusionCT (Selim et al. 2023): an image's latent vector is translated by diffusion, and drawn again from there.
 
     paper                                                    here
-    encoder-decoder, L2 on all images (3.1)                  nn.latent.EncoderDecoder, encoder_decoder.learn_to_rebuild
+    encoder-decoder, L2 on all images (3.1)                  nn.latent.EncoderDecoder, learn_to_rebuild
     conditional latent DDPM: a U-Net predicts eta (3.2)      nn.diffusion.DenoisingUNet, second loop; the rest is frozen
     standard diffusion loss (Ho et al.) and L1 (3.2)         losses "diffusion" and "L1"
     Z_A -> Z_A' -> decoder (3.3, fig. 3)                     DiffusionCT.draw
@@ -37,7 +37,7 @@ from harmonict.core import HarmonictError, ScanProtocol, Series
 from harmonict.core.padding import fill_padding
 from harmonict.data import About, Batch, SlicePairs
 from harmonict.harmonizer import LEARNED_IN_PIXELS
-from harmonict.methods.encoder_decoder import learn_to_rebuild
+from harmonict.latent_training import learn_to_rebuild
 from harmonict.nn.diffusion import DenoisingUNet, Noise, Sampler, check_steps, noise_of_velocity, noised, sample
 from harmonict.nn.latent import CELL_PX, EncoderDecoder, as_maps, as_vectors
 from harmonict.physics.kernel import Kernel

@@ -2,7 +2,7 @@
 
     paper                                                   here
     ResNet-18 in five blocks, asymmetric decoder (3.1)      nn.latent.EncoderDecoder
-    trained with L2 on all images (3.1)                     learn_to_rebuild, sources and targets alike
+    trained with L2 on all images (3.1)                     latent_training.learn_to_rebuild, sources and targets
     row "Encoder-Decoder" of Table 1                        translate: decode(encode(x))
 Symbols: x an image, Z its latent.
 It knows no target: what it makes of a source is that source, as far as it passes through Z. It shows how much of an
@@ -28,7 +28,8 @@ from torch import Tensor
 from harmonict.core import ScanProtocol
 from harmonict.data import About, SlicePairs
 from harmonict.harmonizer import LEARNED_IN_PIXELS, NetworkHarmonizer
-from harmonict.nn.latent import CELL_PX, HU_UNIT, EncoderDecoder
+from harmonict.latent_training import learn_to_rebuild
+from harmonict.nn.latent import CELL_PX, EncoderDecoder
 from harmonict.tiles import to_multiple
 from harmonict.train import Run
 
@@ -108,28 +109,3 @@ class EncoderDecoderMethod(NetworkHarmonizer):
         self.check_fitted(target)
         # the same numbers whatever the batch
         return torch.cat([to_multiple(x[n : n + 1], CELL_PX, self.network) for n in range(len(x))])
-
-
-def learn_to_rebuild(network: EncoderDecoder, c: Any, pairs: SlicePairs, run: Run) -> None:
-    """The training of the encoder-decoder, which is also the first loop of `diffusion-ct`. c: the Config of either."""
-    network.use_features(c.feature_weights)
-    network.find_components(pairs, run.seed, c.patch)
-    adam = torch.optim.Adam(network.parameters(), lr=c.rate)
-    rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: c.rate_end ** (n / c.steps))
-    for batch in run.batches(
-        pairs,
-        size=c.batch,
-        patch=c.patch,
-        steps=c.steps,
-        epoch_steps=c.check_every,
-        network=network,
-        adam=adam,
-        rate=rate,
-    ):
-        x = torch.cat([batch.source, batch.target])
-        seen = torch.cat([batch.source_measured, batch.target_measured])
-        with run.inside():
-            x_hat = network(x)
-        run.step({"L2": (1.0, ((x_hat - x) / HU_UNIT).square()[seen].mean())}, adam)
-        rate.step()
-        run.check(pairs.held_out, lambda batch: network(batch.target))

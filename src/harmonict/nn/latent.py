@@ -11,6 +11,7 @@ linear    (ours, optional) principal components of 32 x 32 pixels, added to the 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harmonict.core import HarmonictError
-from harmonict.data import SlicePairs
 from harmonict.nn.resnet import ResNet18, resnet18
 from harmonict.nn.vgg import prepare
 
@@ -26,7 +26,6 @@ CELL_PX = 32  # of the image, for each place of the latent
 HU_UNIT = 1000.0
 HU_ZERO = -1024.0
 LINES = 4  # 1-D convolutions at the end
-COMPONENT_BATCHES = 40  # of eight pairs, which the principal components are taken of
 FLOOR_SD = 1e-3  # of a component, as a share of the first one's
 
 
@@ -101,16 +100,13 @@ class EncoderDecoder(nn.Module):
         self.encoder.load_state_dict(state.state_dict())
 
     @torch.no_grad()
-    def find_components(self, pairs: SlicePairs, seed: int, patch: int) -> None:
-        """The principal components of squares of 32 x 32 pixels of the training's images, sources and targets alike:
-        as many as Z has channels. Nothing where `linear` is off."""
-        if not self.linear:
-            return
+    def find_components(self, images: Iterable[Tensor]) -> None:
+        """The principal components of squares of 32 x 32 pixels of images (b, 1, h, w) in HU: as many as Z has
+        channels. With `linear` only."""
         side = CELL_PX**2
         total, product, count = torch.zeros(side).double(), torch.zeros(side, side).double(), 0
-        for n in range(COMPONENT_BATCHES):
-            batch = pairs.batch((seed, 2**31 + 2, n), size=8, patch=patch)
-            cells = functional.unfold(torch.cat([batch.source, batch.target]), CELL_PX, stride=CELL_PX)
+        for image in images:
+            cells = functional.unfold(image.cpu(), CELL_PX, stride=CELL_PX)
             cells = cells.movedim(1, 2).flatten(0, 1).double() / HU_UNIT
             total, product, count = total + cells.sum(0), product + cells.T @ cells, count + len(cells)
         mean = total / count
